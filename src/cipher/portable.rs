@@ -1,0 +1,1 @@
+//! AES-XTS over the `aes` crate's block-parallel interface.

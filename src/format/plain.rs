@@ -1,0 +1,1 @@
+//! dm-crypt's plain mode: no header, the whole volume is payload.
