@@ -1,10 +1,73 @@
-//! sealblk encrypts virtual machine disks on the virtualization host, before data reaches storage.
+//! sealblk encrypts the disks of virtual machines on the virtualization host, before their data reaches storage.
 //!
-//! One process serves one disk as a vhost-user-blk back end. (This page is completed with the worker.)
+//! One `sealblk serve` process serves one disk: it is a vhost-user-blk back end. It maps the guest's memory, takes
+//! requests straight from the guest's virtqueues, runs AES-XTS on each sector, and moves ciphertext with io_uring.
+//! Neither the host kernel's block layer, nor device-mapper, nor the VMM's block layer handles guest data.
+//!
+//! # The journey of one request
+//!
+//! ```text
+//!      guest                    queue thread (one per virtqueue; owns everything below)                storage
+//!  +-----------+   pop    +--------+  parse  +---------+  begin  +-------------+   start/submit   +----------+
+//!  | avail ring| -------> |  Head  | ------> | Request | ------> | Op { slot } | ---------------> | io_uring |
+//!  +-----------+          +--------+         +---------+ encrypt +-------------+                  +----+-----+
+//!                                                        guest->slot                                   | reap
+//!  +-----------+ complete +--------+               finish                +------------+                |
+//!  | used ring | <------- |  Done  | <------------------------------------ | Completion | <--------------+
+//!  +-----------+          +--------+         decrypt slot->guest         +------------+
+//!        ^                                                               whole, or an error
+//!        +---- published once, and at most one notification, per turn
+//! ```
+//!
+//! Six names take a request from the guest to storage and back: [`pop`](virtio::Virtq::pop),
+//! [`parse`](virtio::request::parse), *begin*, [`start`](io::Engine::start), *finish*,
+//! [`complete`](virtio::Virtq::complete). Each arrow is one function, each box one type, and a request is passed
+//! by value from state to state. [`worker`] is the loop they run in: read it first.
+//!
+//! **Encryption is the copy.** A write is encrypted from guest memory into a private slot, a read is decrypted
+//! from a slot into guest memory: one pass over the bytes each way. So guest memory is never the target of DMA,
+//! alignment is always right, buffers are registered with the kernel once, a guest that changes its buffer during
+//! the I/O hurts only itself, and the guest never sees ciphertext.
+//!
+//! # Floors
+//!
+//! Each stands on those below it and names nothing above (`tests/tidy.rs` checks it):
+//!
+//! | floor | what it knows |
+//! |---|---|
+//! | [`cli`] | the command line and configuration file |
+//! | [`server`] | one served disk: start-up in order, the vhost-user session, the socket |
+//! | [`worker`] | one queue's loop, and the volume: cipher, offset, write cache |
+//! | [`virtio`] | what the guest says: the split ring, requests (parsed without any I/O) |
+//! | [`guest`] | memory shared with the guest |
+//! | [`cipher`], [`io`], [`keys`], [`format`](mod@format) | AES-XTS; moving bytes; key managers; what lies on a volume. None of them knows of virtio |
+//! | [`geometry`], [`locked`], [`inherited`], [`throttle`] | units; memory for secrets; descriptors from the parent process; a log that stays readable |
+//!
+//! Three joints have several implementations: [`io::Engine`] (io_uring, blocking, simulated),
+//! [`keys::KeyManager`] and [`format::VolumeFormat`]. The last two end at start-up: they yield a key and a
+//! [`geometry::Geometry`], and the data path never hears of them.
+//!
+//! # What is promised
+//!
+//! * A completed read or write was whole. Anything less reaches the guest as an I/O error, never as data.
+//! * A completed flush means that every write completed before it is durable. Without a write cache each
+//!   write is durable before it completes. A failed `fdatasync` fails all that follow.
+//! * Written zeroes read as zeroes. Discards reach storage only where the operator allowed it.
+//! * No guest input crashes the process, stops it serving other requests, or makes it touch memory or sectors
+//!   outside the grant; every request that can be answered is answered once. Impossible ring indices stop that
+//!   ring only.
+//! * A stopped ring has nothing under way: its requests are answered and the guest's memory is left alone.
+//! * Key bytes live in [`keys::Secret`], [`cipher::VolumeKey`] and [`cipher::Xts`] only: locked, wiped, redacted.
+//!
+//! # What is assumed
+//!
+//! * The host's kernel and CPU, and whoever controls this process, are trusted. The VMM may misbehave; it owns the
+//!   guest's memory anyway, but must not get at the key. The guest is hostile.
+//! * Storage may be read, copied, swapped and rolled back by others at any time. XTS hides content; it does not
+//!   prove that content is what was written.
+//! * A write that storage acknowledged and a later `fdatasync` that succeeded make data survive power failure.
+//! * Nobody else writes to the volume: `flock`, and `O_EXCL` on block devices, keep cooperating processes out.
 
-pub mod cipher;
-pub mod format;
 pub mod geometry;
-pub mod io;
-pub mod keys;
 pub mod locked;
+pub mod throttle;

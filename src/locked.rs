@@ -2,94 +2,264 @@
 #![expect(unsafe_code, reason = "mmap, mlock and a typed view of the pages they return")]
 
 use std::fmt;
+use std::hint::black_box;
 use std::io;
-use std::mem::size_of;
+use std::mem::{MaybeUninit, needs_drop, size_of};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use zeroize::Zeroize;
 
+/// The smallest page of any machine that we run on.
+const PAGE_BYTES_MIN: usize = 4096;
+
+/// More stack than any function that handles a secret at start-up uses.
+const DEAD_STACK_BYTES: usize = 16 * 1024;
+
 /// A value alone on its own pages, which are locked in memory, excluded from core dumps and forks, and wiped
 /// when it is dropped. `Debug` shows nothing of it.
 ///
-/// Built in place by [`Locked::new_with`], so that no copy of the secret is left behind on the stack.
-pub struct Locked<T: Zeroize> {
+/// Only the value itself is protected, not what it points to: a secret lies inside `T`, never behind a
+/// `Vec` or `Box` of it.
+pub struct Locked<T> {
     value: NonNull<T>,
     mapped_bytes: usize,
 }
 
 // SAFETY: `Locked` owns its value as a `Box` would.
-unsafe impl<T: Zeroize + Send> Send for Locked<T> {}
+unsafe impl<T: Send> Send for Locked<T> {}
 // SAFETY: as above.
-unsafe impl<T: Zeroize + Sync> Sync for Locked<T> {}
+unsafe impl<T: Sync> Sync for Locked<T> {}
 
-impl<T: Zeroize + Default> Locked<T> {
-    /// Maps and locks pages, puts `T::default()` there and lets `fill` write the secret into it.
+impl<T> Locked<T> {
+    /// Maps and locks pages, puts `T::default()` there and lets `fill` write the secret into it, so that no
+    /// copy of the secret is left behind on the stack.
+    ///
+    /// A `T` that owns something outside of itself does not compile.
     ///
     /// # Errors
     /// When the pages cannot be mapped or locked (`RLIMIT_MEMLOCK`), or when `fill` fails.
-    pub fn new_with<E: From<io::Error>>(fill: impl FnOnce(&mut T) -> Result<(), E>) -> Result<Self, E> {
-        let mut locked = Self::map().map_err(|errno| io::Error::from(errno))?;
+    pub fn new_with<E: From<io::Error>>(fill: impl FnOnce(&mut T) -> Result<(), E>) -> Result<Self, E>
+    where
+        T: Default,
+    {
+        const { assert!(!needs_drop::<T>(), "a secret on the heap would be neither locked nor wiped") };
+        let mut locked = Self::new(T::default)?;
         fill(&mut locked)?;
         Ok(locked)
     }
 
-    fn map() -> rustix::io::Result<Self> {
-        assert!(align_of::<T>() <= 4096, "a page is aligned enough for any secret");
-        let mapped_bytes = size_of::<T>().max(1).next_multiple_of(rustix::param::page_size());
-        // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
-        let pages = unsafe {
-            mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                mapped_bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        }?;
-        let value = NonNull::new(pages.cast::<T>()).expect("mmap never returns null");
+    /// Maps and locks pages and puts there what `make` returns, for values that can only be made whole. What
+    /// `make` may have left on the stack is overwritten.
+    ///
+    /// # Errors
+    /// When the pages cannot be mapped or locked (`RLIMIT_MEMLOCK`).
+    pub fn new(make: impl FnOnce() -> T) -> io::Result<Self> {
+        let pages = Pages::map(size_of::<T>())?;
+        let value = pages.start.cast::<T>();
+        const { assert!(align_of::<T>() <= PAGE_BYTES_MIN, "a page is aligned enough for any secret") };
         // SAFETY: the mapping is fresh, large enough, page aligned and ours alone.
-        unsafe { value.write(T::default()) };
-        let locked = Self { value, mapped_bytes };
-        // SAFETY: the range is exactly our own mapping.
-        unsafe {
-            mm::mlock(pages, mapped_bytes)?;
-            mm::madvise(pages, mapped_bytes, Advice::LinuxDontDump)?;
-            mm::madvise(pages, mapped_bytes, Advice::LinuxDontFork)?;
-        }
-        Ok(locked)
+        unsafe { put(value, make) };
+        wipe_dead_stack();
+        let mapped_bytes = pages.bytes;
+        std::mem::forget(pages);
+        Ok(Self { value, mapped_bytes })
     }
 }
 
-impl<T: Zeroize> Deref for Locked<T> {
+/// Keeps the frames of `make`, and those for moving its value, below the caller's, where
+/// [`wipe_dead_stack`] reaches them.
+///
+/// # Safety
+/// `place` is valid for writes and aligned.
+#[inline(never)]
+unsafe fn put<T>(place: NonNull<T>, make: impl FnOnce() -> T) {
+    // SAFETY: the caller's promise.
+    unsafe { place.write(make()) };
+}
+
+/// Overwrites the stack below the caller's frame: what the functions it called have left there. Best effort,
+/// for start-up code whose callees handle secrets by value; it knows nothing of registers.
+#[inline(never)]
+pub fn wipe_dead_stack() {
+    let mut stack = [0u8; DEAD_STACK_BYTES];
+    stack.zeroize();
+    black_box(&stack);
+}
+
+impl<T> Deref for Locked<T> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: initialised in `map`, ours alone, and borrowed no longer than `self`.
+        // SAFETY: initialised in `new`, ours alone, and borrowed no longer than `self`.
         unsafe { self.value.as_ref() }
     }
 }
 
-impl<T: Zeroize> DerefMut for Locked<T> {
+impl<T> DerefMut for Locked<T> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as in `deref`, and `&mut self` makes the borrow exclusive.
         unsafe { self.value.as_mut() }
     }
 }
 
-impl<T: Zeroize> Drop for Locked<T> {
+impl<T> Drop for Locked<T> {
     fn drop(&mut self) {
-        self.zeroize();
-        // SAFETY: the value is initialised and not used again; the range is exactly our own mapping.
-        unsafe {
-            self.value.drop_in_place();
-            // An unmap that fails leaves the (wiped) pages mapped: nothing better can be done here.
-            let _ = mm::munmap(self.value.as_ptr().cast(), self.mapped_bytes);
-        }
+        let _wiped_and_unmapped_even_on_panic = Pages { start: self.value.cast(), bytes: self.mapped_bytes };
+        // SAFETY: the value is initialised and not used again.
+        unsafe { self.value.drop_in_place() };
     }
 }
 
-impl<T: Zeroize> fmt::Debug for Locked<T> {
+impl<T> fmt::Debug for Locked<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Locked([redacted])")
+    }
+}
+
+/// A private mapping, locked and advised as the head of this file says; wiped and unmapped when dropped.
+struct Pages {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+impl Pages {
+    fn map(least_bytes: usize) -> io::Result<Self> {
+        let bytes = least_bytes.max(1).next_multiple_of(rustix::param::page_size());
+        // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing
+        // memory.
+        let start = unsafe {
+            mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }?;
+        let pages = Self { start: NonNull::new(start.cast()).expect("mmap never returns null"), bytes };
+        // SAFETY: the range is exactly our own mapping.
+        unsafe {
+            mm::mlock(start, bytes)?;
+            mm::madvise(start, bytes, Advice::LinuxDontDump)?;
+            mm::madvise(start, bytes, Advice::LinuxDontFork)?;
+        }
+        Ok(pages)
+    }
+}
+
+impl Pages {
+    fn wipe(&mut self) {
+        let start = self.start.as_ptr().cast::<MaybeUninit<u8>>();
+        // SAFETY: the range is exactly our own mapping, and whatever lived in it is gone.
+        unsafe { std::slice::from_raw_parts_mut(start, self.bytes) }.zeroize();
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.wipe();
+        // SAFETY: the range is exactly our own mapping. A failure would leave (wiped) pages mapped: nothing
+        // better can be done.
+        let _ = unsafe { mm::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fs;
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[derive(Clone, Copy)]
+    #[repr(align(64))]
+    struct Aligned([u8; 5000]);
+
+    impl Default for Aligned {
+        fn default() -> Self {
+            Self([0; 5000])
+        }
+    }
+
+    fn filled() -> Locked<Aligned> {
+        Locked::new_with(|value: &mut Aligned| {
+            value.0.fill(0xa5);
+            Ok::<(), io::Error>(())
+        })
+        .unwrap()
+    }
+
+    /// The kernel's flags of the mapping that `address` lies in.
+    fn flags_of_mapping(address: usize) -> Vec<String> {
+        let mut inside = false;
+        for line in fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+            if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| inside) {
+                return flags.split_whitespace().map(str::to_owned).collect();
+            }
+            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+            let parse = |digits| usize::from_str_radix(digits, 16).ok();
+            if let Some((start, end)) = range.and_then(|(start, end)| parse(start).zip(parse(end))) {
+                inside = (start..end).contains(&address);
+            }
+        }
+        panic!("{address:x} is not mapped");
+    }
+
+    #[test]
+    fn pages_are_locked_and_kept_out_of_dumps_and_forks() {
+        let locked = filled();
+        let first = &raw const *locked as usize;
+        for address in [first, first + size_of::<Aligned>() - 1] {
+            let flags = flags_of_mapping(address);
+            for flag in ["lo", "dd", "dc"] {
+                assert!(flags.iter().any(|has| has == flag), "{flag} in {flags:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_is_aligned_and_holds_what_was_put_there() {
+        let locked = filled();
+        assert!((&raw const *locked).is_aligned());
+        assert!(locked.0.iter().all(|&byte| byte == 0xa5));
+    }
+
+    #[test]
+    fn wiping_reaches_every_byte() {
+        let mut pages = Pages::map(5000).unwrap();
+        // SAFETY: all of our own mapping, read and written only here.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(pages.start.as_ptr(), pages.bytes) };
+        bytes.fill(0xa5);
+        let bytes: *const [u8] = bytes;
+        pages.wipe();
+        // SAFETY: as above.
+        assert!(unsafe { &*bytes }.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn the_value_is_dropped() {
+        struct Noted(Rc<Cell<u32>>);
+        impl Drop for Noted {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() + 1);
+            }
+        }
+        let drops = Rc::new(Cell::new(0));
+        let locked = Locked::new(|| Noted(drops.clone())).unwrap();
+        assert_eq!(drops.get(), 0);
+        drop(locked);
+        assert_eq!(drops.get(), 1);
+    }
+
+    #[test]
+    fn a_fill_that_fails_is_passed_on() {
+        let result = Locked::new_with(|_: &mut Aligned| Err(io::Error::other("no secret")));
+        assert_eq!(result.err().unwrap().to_string(), "no secret");
+    }
+
+    #[test]
+    fn debug_shows_nothing() {
+        assert_eq!(format!("{:?}", filled()), "Locked([redacted])");
     }
 }

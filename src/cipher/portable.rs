@@ -1,1 +1,0 @@
-//! AES-XTS over the `aes` crate's block-parallel interface.

@@ -1,1 +1,0 @@
-//! dm-crypt's plain mode: no header, the whole volume is payload.
