@@ -68,6 +68,7 @@
 //! * A write that storage acknowledged and a later `fdatasync` that succeeded make data survive power failure.
 //! * Nobody else writes to the volume: `flock`, and `O_EXCL` on block devices, keep cooperating processes out.
 
+pub mod cipher;
 pub mod geometry;
 pub mod locked;
 pub mod throttle;

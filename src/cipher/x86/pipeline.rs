@@ -1,0 +1,268 @@
+//! The one shape of all x86-64 kernels: AES units kept busy all the time, everything else hidden beside them.
+//!
+//! A *unit* is [`IN_FLIGHT`] vectors of data. While its AES rounds run in the vector units, the integer units double
+//! the tweaks of the unit after next, which cost nothing there: as vector instructions (a carry-less multiplication
+//! for each vector, as is usual) they would take a fifth of the AES units' time.
+//!
+//! Doubled tweaks go through memory to become vectors. A CPU cannot forward two small stores to one large load, so a
+//! load that comes soon after waits until both have reached the cache: [`AHEAD_UNITS`].
+
+use std::arch::x86_64::__m128i;
+use std::mem::MaybeUninit;
+
+use super::keys::{KeySchedule, RoundKeys};
+use super::vector::{Encrypt, IN_FLIGHT, Tweak, Vector, Way, forget_origin};
+use crate::cipher::Run;
+use crate::cipher::iv::IvSequence;
+
+/// How far tweaks are made ahead of their use. Zen 3 needs 65 cycles for a unit with 1, and 58 with 2 or more.
+const AHEAD_UNITS: usize = 2;
+
+/// Units in the ring of tweaks: a power of two above [`AHEAD_UNITS`].
+const RING_UNITS: usize = 4;
+
+/// Tweaks on their way: derived from `K2`, and worth no more than the data next to them on the caller's side, so not
+/// wiped.
+struct Scratch<V> {
+    /// The tweaks of the next units; that of unit `i` at `i % RING_UNITS`.
+    ring: [[V; IN_FLIGHT]; RING_UNITS],
+    /// The first tweaks of sectors, in two batches; that of sector `i` is block `i % (2 * batch)`.
+    first_tweaks: [[V; IN_FLIGHT]; 2],
+}
+
+/// Turns the sectors of `run`.
+///
+/// # Safety
+/// As for [`Xts::encrypt`](crate::cipher::Xts::encrypt), for the sectors of `run`, which are multiples of 512 bytes;
+/// the caller enables the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn crypt<V: Vector, W: Way, const ROUNDS: usize>(keys: &KeySchedule<ROUNDS>, run: Run) {
+    const { assert!(512 % unit_bytes::<V>() == 0, "sectors are whole units") };
+    if run.sector_count == 0 {
+        return;
+    }
+    let mut scratch = MaybeUninit::<Scratch<V>>::uninit();
+    let (mut src, mut dst) = (run.src, run.dst);
+    // SAFETY: `scratch` outlives the pointers into it. Each unit of it is written before it is read: those of the ring
+    // by `start` or two turns earlier, first tweaks by `encrypt_batch`. The run's pointers advance over the sectors
+    // that the caller vouches for, and to the end at most.
+    unsafe {
+        // Taken once: taken again, it would end the right of the pointers that came from it.
+        let scratch = scratch.as_mut_ptr();
+        let ring = (&raw mut (*scratch).ring).cast::<[V; IN_FLIGHT]>();
+        let first_tweaks = (&raw mut (*scratch).first_tweaks).cast::<__m128i>();
+        let mut tweaks = Tweaks::<V, ROUNDS>::new(&keys.tweak, first_tweaks, &run);
+        for unit in 0..AHEAD_UNITS {
+            tweaks.expand_unit(ring.add(unit).cast());
+        }
+        let data_keys = W::data_keys(keys).as_ptr();
+        for unit in 0..run.sector_count * tweaks.units_in_sector {
+            let ready = ring.add(unit % RING_UNITS);
+            let ahead = ring.add((unit + AHEAD_UNITS) % RING_UNITS);
+            tweaks.next_unit();
+            crypt_unit::<V, W, ROUNDS>(data_keys, ready.cast(), src, dst, &mut tweaks.next, ahead.cast());
+            src = src.add(unit_bytes::<V>());
+            dst = dst.add(unit_bytes::<V>());
+        }
+    }
+}
+
+const fn unit_bytes<V>() -> usize {
+    IN_FLIGHT * size_of::<V>()
+}
+
+const fn unit_blocks<V: Vector>() -> usize {
+    IN_FLIGHT * V::BLOCKS
+}
+
+/// `dst = E(src xor tweaks) xor tweaks` for one unit; and from the tweak `next` on, writes a unit of tweaks to `ahead`.
+#[inline(always)]
+unsafe fn crypt_unit<V: Vector, W: Way, const ROUNDS: usize>(
+    keys: *const __m128i,
+    tweaks: *const V,
+    src: *const u8,
+    dst: *mut u8,
+    next: &mut Tweak,
+    ahead: *mut [u64; 2],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let keys = forget_origin(keys);
+        let whitening = V::broadcast(keys);
+        let mut state = [whitening; IN_FLIGHT];
+        for (i, vector) in state.iter_mut().enumerate() {
+            *vector = V::load(src.add(i * size_of::<V>())).xor(whitening);
+        }
+        V::fence(&mut state, next);
+        for (i, vector) in state.iter_mut().enumerate() {
+            *vector = vector.xor(*tweaks.add(i));
+        }
+        // One call for each round: a loop would depend on the compiler's mood to unroll it.
+        round::<V, W, ROUNDS, 1>(keys, &mut state, next, ahead);
+        round::<V, W, ROUNDS, 2>(keys, &mut state, next, ahead);
+        round::<V, W, ROUNDS, 3>(keys, &mut state, next, ahead);
+        round::<V, W, ROUNDS, 4>(keys, &mut state, next, ahead);
+        round::<V, W, ROUNDS, 5>(keys, &mut state, next, ahead);
+        round::<V, W, ROUNDS, 6>(keys, &mut state, next, ahead);
+        round::<V, W, ROUNDS, 7>(keys, &mut state, next, ahead);
+        round::<V, W, ROUNDS, 8>(keys, &mut state, next, ahead);
+        round::<V, W, ROUNDS, 9>(keys, &mut state, next, ahead);
+        if ROUNDS == 14 {
+            round::<V, W, ROUNDS, 10>(keys, &mut state, next, ahead);
+            round::<V, W, ROUNDS, 11>(keys, &mut state, next, ahead);
+            round::<V, W, ROUNDS, 12>(keys, &mut state, next, ahead);
+            round::<V, W, ROUNDS, 13>(keys, &mut state, next, ahead);
+        }
+        // The last round ends with adding its key, so adding the tweak to the key saves doing it after.
+        let last_key = V::broadcast(keys.add(ROUNDS));
+        for (i, vector) in state.iter_mut().enumerate() {
+            *vector = W::last_round(*vector, last_key.xor(*tweaks.add(i)));
+        }
+        for (i, vector) in state.iter().enumerate() {
+            vector.store(dst.add(i * size_of::<V>()));
+        }
+    }
+}
+
+/// Round `ROUND` on each vector, and this round's share of the tweaks ahead.
+#[inline(always)]
+unsafe fn round<V: Vector, W: Way, const ROUNDS: usize, const ROUND: usize>(
+    keys: *const __m128i,
+    state: &mut [V; IN_FLIGHT],
+    next: &mut Tweak,
+    ahead: *mut [u64; 2],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let key = V::broadcast(keys.add(ROUND));
+        for vector in state.iter_mut() {
+            *vector = W::round(*vector, key);
+        }
+        let share = |round: usize| round * unit_blocks::<V>() / (ROUNDS - 1);
+        for i in share(ROUND - 1)..share(ROUND) {
+            ahead.add(i).write([next.low, next.high]);
+            next.double();
+        }
+        V::fence(state, next);
+    }
+}
+
+/// Where the making of tweaks has got to, [`AHEAD_UNITS`] ahead of their use.
+struct Tweaks<'keys, V, const ROUNDS: usize> {
+    /// The first tweak of the next unit.
+    next: Tweak,
+    units_left_in_sector: usize,
+    units_in_sector: usize,
+    /// Sectors of the run that have not begun.
+    sectors_left: usize,
+    /// Index of the next sector's first tweak.
+    next_sector: usize,
+    /// Two batches.
+    first_tweaks: *mut __m128i,
+    keys: &'keys RoundKeys,
+    ivs: IvSequence,
+    vector: std::marker::PhantomData<V>,
+}
+
+impl<'keys, V: Vector, const ROUNDS: usize> Tweaks<'keys, V, ROUNDS> {
+    #[inline(always)]
+    unsafe fn new(keys: &'keys RoundKeys, first_tweaks: *mut __m128i, run: &Run) -> Self {
+        let mut tweaks = Self {
+            next: Tweak { low: 0, high: 0 },
+            units_left_in_sector: 0,
+            units_in_sector: run.sector_bytes / unit_bytes::<V>(),
+            sectors_left: run.sector_count,
+            next_sector: 0,
+            first_tweaks,
+            keys,
+            ivs: run.ivs,
+            vector: std::marker::PhantomData,
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match run.sector_count.div_ceil(V::BLOCKS) {
+                1 => tweaks.encrypt_batch::<1>(0),
+                2..=4 => tweaks.encrypt_batch::<4>(0),
+                _ => tweaks.encrypt_batch::<IN_FLIGHT>(0),
+            }
+        }
+        tweaks
+    }
+
+    /// Moves on to the next sector when one is done, so that `next` is the next unit's first tweak.
+    #[inline(always)]
+    unsafe fn next_unit(&mut self) {
+        if self.units_left_in_sector == 0 {
+            // SAFETY: the caller's promise.
+            unsafe { self.begin_sector() };
+            self.units_left_in_sector = self.units_in_sector;
+        }
+        self.units_left_in_sector -= 1;
+    }
+
+    /// Takes up the first tweak of the next sector. Behind the last sector any tweaks do, as nobody uses them.
+    #[inline(always)]
+    unsafe fn begin_sector(&mut self) {
+        if self.sectors_left == 0 {
+            return;
+        }
+        self.sectors_left -= 1;
+        let batch_sectors = unit_blocks::<V>();
+        // SAFETY: the caller's promise; the index is taken within the two batches.
+        unsafe {
+            // The next batch is made one sector early, while there is other work to fill the time: made on demand, it
+            // costs 7 % with sectors of 512 bytes.
+            if self.next_sector % batch_sectors == batch_sectors - 2 && self.sectors_left > 1 {
+                self.encrypt_batch::<IN_FLIGHT>((self.next_sector + 2) % (2 * batch_sectors));
+            }
+            let first = self.first_tweaks.add(self.next_sector % (2 * batch_sectors));
+            let [low, high] = forget_origin(first).cast::<[u64; 2]>().read();
+            self.next = Tweak { low, high };
+        }
+        self.next_sector += 1;
+    }
+
+    /// Writes the first tweaks of the next `N * V::BLOCKS` sectors, at `index` of the first tweaks.
+    ///
+    /// A sector's first tweak takes all rounds of AES before any of its data can begin. For one sector at a time that
+    /// would be half of the time of 512 bytes; for many at a time it is what one vector of data takes.
+    #[inline(always)]
+    unsafe fn encrypt_batch<const N: usize>(&mut self, index: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let place = self.first_tweaks.add(index);
+            let keys = forget_origin(self.keys.as_ptr());
+            let place = place.cast::<V>();
+            let layout = self.ivs.layout();
+            let whitening = V::broadcast(keys);
+            let mut state = [whitening; N];
+            for vector in state.iter_mut() {
+                *vector = V::ivs(self.ivs.skip(V::BLOCKS as u64), layout).xor(whitening);
+            }
+            for round in 1..ROUNDS {
+                let key = V::broadcast(keys.add(round));
+                for vector in state.iter_mut() {
+                    *vector = Encrypt::round(*vector, key);
+                }
+            }
+            let last_key = V::broadcast(keys.add(ROUNDS));
+            for (i, vector) in state.iter().enumerate() {
+                place.add(i).write(Encrypt::last_round(*vector, last_key));
+            }
+        }
+    }
+
+    /// Writes the next unit's tweaks by vector instructions: 20 cycles instead of 80 until the first data can begin.
+    #[inline(always)]
+    unsafe fn expand_unit(&mut self, to: *mut V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.next_unit();
+            let spread = V::spread(self.next);
+            for i in 0..IN_FLIGHT {
+                to.add(i).write(spread.times_x_to((i * V::BLOCKS) as u32));
+            }
+        }
+        self.next = self.next.times_x_to(unit_blocks::<V>() as u32);
+    }
+}
