@@ -70,5 +70,6 @@
 
 pub mod cipher;
 pub mod geometry;
+pub mod io;
 pub mod locked;
 pub mod throttle;
