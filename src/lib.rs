@@ -70,6 +70,8 @@
 
 pub mod cipher;
 pub mod geometry;
+pub mod inherited;
 pub mod io;
+pub mod keys;
 pub mod locked;
 pub mod throttle;
