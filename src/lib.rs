@@ -69,6 +69,7 @@
 //! * Nobody else writes to the volume: `flock`, and `O_EXCL` on block devices, keep cooperating processes out.
 
 pub mod cipher;
+pub mod format;
 pub mod geometry;
 pub mod inherited;
 pub mod io;
