@@ -71,6 +71,7 @@
 pub mod cipher;
 pub mod format;
 pub mod geometry;
+pub mod guest;
 pub mod inherited;
 pub mod io;
 pub mod keys;

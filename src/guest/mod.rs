@@ -1,0 +1,9 @@
+//! Memory shared with the guest. No Rust reference to it exists outside the atomics of the ring indices: the
+//! guest may change every byte at any time, so bytes are copied through raw pointers, each of them once.
+
+pub mod buffer;
+pub mod fault;
+pub mod memory;
+
+pub use buffer::{Cursor, GuestBuffer, Run};
+pub use memory::{GuestAddress, GuestMemory, LocalMemory, MemoryError, Region};
