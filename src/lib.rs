@@ -77,3 +77,4 @@ pub mod io;
 pub mod keys;
 pub mod locked;
 pub mod throttle;
+pub mod virtio;
