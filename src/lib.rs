@@ -78,3 +78,4 @@ pub mod keys;
 pub mod locked;
 pub mod throttle;
 pub mod virtio;
+pub mod worker;

@@ -1,0 +1,436 @@
+//! One queue's loop: it takes requests from a virtqueue, moves their bytes between guest and volume through the
+//! cipher, and answers them. Everything it touches is its own; nothing in a turn locks or allocates.
+//!
+//! ```text
+//! pop -> parse -> begin -> start        submit        reap -> finish -> complete -> publish
+//! Head   Request  Active   Op{slot}  -> (engine) ->  Completion        Done        notify once
+//! ```
+//!
+//! A request that is larger than a slot goes in pieces, a few at a time, so that memory is fixed and a large
+//! request does not keep small ones waiting.
+
+mod queue;
+mod spin;
+mod tables;
+pub mod thread;
+pub mod volume;
+
+pub use queue::{QueueError, QueueSetup};
+pub use thread::{QueueThread, WorkerGone};
+pub use volume::Volume;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use queue::Queue;
+use spin::Spin;
+use tables::{Active, Piece, Pieces, RequestId, Requests};
+
+use crate::guest::{Cursor, GuestBuffer, GuestMemory};
+use crate::io::{Completion, Durability, Engine, Op, Slot, SlotPool, Wait, Wake};
+use crate::virtio::request::{self, DiskView, Parsed, Refusal, Request, RequestKind, SectorRange};
+use crate::virtio::wire::{self, Status};
+use crate::virtio::{Chain, RingError, RingState};
+
+/// Most requests of one queue that are under way at once.
+const MAX_REQUESTS: u32 = 256;
+/// Most requests taken in one turn: storage is not kept waiting while a full ring is encrypted.
+const MAX_TAKEN_PER_TURN: usize = 32;
+/// Operations that are handed to the kernel without waiting for more.
+const SUBMIT_BATCH: usize = 16;
+/// Most pieces of one request that are under way at once.
+const MAX_PIECES_PER_REQUEST: u32 = 8;
+/// Operations without a slot (flushes, discards) that may be under way at once.
+const MAX_SLOTLESS_OPS: u32 = 64;
+
+/// What a queue serves.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// The volume, with its cipher.
+    pub volume: Arc<Volume>,
+    /// What requests are checked against.
+    pub view: DiskView,
+    /// The answer to `VIRTIO_BLK_T_GET_ID`, padded with zeroes.
+    pub serial: [u8; wire::ID_BYTES],
+}
+
+/// The loop of one queue, with everything that belongs to it.
+#[derive(Debug)]
+pub struct Worker<E> {
+    disk: Disk,
+    engine: E,
+    slots: SlotPool,
+    queue: Option<Queue>,
+    requests: Requests,
+    pieces: Pieces,
+    /// Requests with something left to begin, in turn.
+    backlog: VecDeque<RequestId>,
+    chain: Chain,
+    spare_data: Vec<GuestBuffer>,
+    spin: Spin,
+    /// Operations that the engine was given and not yet told to hand over, and whether a turn ended with some.
+    unsubmitted_ops: usize,
+    unsubmitted_turns: usize,
+    /// Operations under way that have no slot.
+    slotless_ops: u32,
+}
+
+/// How many operations an engine for a worker over `slots` must be able to hold.
+pub fn max_ops(slots: &SlotPool) -> u32 {
+    u32::try_from(slots.slot_count()).expect("a pool has some hundred slots") + MAX_SLOTLESS_OPS
+}
+
+impl<E: Engine> Worker<E> {
+    /// A worker without a queue. The engine holds [`max_ops`] operations.
+    pub fn new(disk: Disk, engine: E, slots: SlotPool) -> Self {
+        let pieces = Pieces::new(max_ops(&slots));
+        Self {
+            disk,
+            engine,
+            slots,
+            queue: None,
+            requests: Requests::new(MAX_REQUESTS),
+            pieces,
+            backlog: VecDeque::with_capacity(MAX_REQUESTS as usize),
+            chain: Chain::new(),
+            spare_data: Vec::with_capacity(MAX_REQUESTS as usize),
+            spin: Spin::default(),
+            unsubmitted_ops: 0,
+            unsubmitted_turns: 0,
+            slotless_ops: 0,
+        }
+    }
+
+    /// One turn: answers what is finished, begins what is new. Returns whether there was anything to do; if not,
+    /// [`wait`](Self::wait) comes next, which hands over to the engine what this turn did not.
+    ///
+    /// # Errors
+    /// When the engine is of no further use.
+    pub fn turn(&mut self) -> io::Result<bool> {
+        let finished = self.finish_completed();
+        let published = self.publish();
+        let taken = self.take_requests();
+        let began = self.begin_backlog();
+        let busy = finished || published || taken || began;
+        if busy {
+            self.spin.found_work();
+            // A few operations wait for the next turn: it may be the last before the wait, which hands them over
+            // and sleeps in one system call.
+            if self.unsubmitted_turns > 0 || self.unsubmitted_ops >= SUBMIT_BATCH {
+                self.submit(Wait::No)?;
+            } else if self.unsubmitted_ops > 0 {
+                self.unsubmitted_turns = 1;
+            }
+        }
+        Ok(busy)
+    }
+
+    /// Sleeps until there may be something to do, after a turn that had nothing. Looks again for a moment
+    /// first, since sleeping and waking cost more than a short wait.
+    ///
+    /// # Errors
+    /// When the engine is of no further use.
+    pub fn wait(&mut self) -> io::Result<()> {
+        if self.pieces.count() > 0 && self.spin.goes_on() {
+            self.submit(Wait::No)?;
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        // A full table takes nothing: what makes room for more is under way, and wakes us.
+        if let Some(queue) = &mut self.queue
+            && !self.requests.is_full()
+            && queue.enable_notification()
+        {
+            queue.disable_notification();
+            return Ok(());
+        }
+        self.submit(Wait::ForEvent)?;
+        if let Some(queue) = &mut self.queue {
+            queue.disable_notification();
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, wait: Wait) -> io::Result<()> {
+        (self.unsubmitted_turns, self.unsubmitted_ops) = (0, 0);
+        self.engine.submit(wait)
+    }
+
+    /// Takes new requests from the ring while there is room for them, a few each turn.
+    fn take_requests(&mut self) -> bool {
+        let mut taken = false;
+        for _ in 0..MAX_TAKEN_PER_TURN {
+            if self.requests.is_full() {
+                break;
+            }
+            let Some(queue) = &mut self.queue else { break };
+            let Some(head) = queue.pop(&mut self.chain) else { break };
+            taken = true;
+            let memory = queue.memory();
+            let data = self.spare_data.pop().unwrap_or_else(|| GuestBuffer::new(memory.clone()));
+            match request::parse(head, &self.chain, data, memory, &self.disk.view) {
+                Parsed::Request(request) => self.begin(request),
+                Parsed::Refused(refusal) => self.refuse(refusal),
+            }
+        }
+        taken
+    }
+
+    /// Starts on a valid request.
+    fn begin(&mut self, request: Request) {
+        let mut active = Active::new(request);
+        if active.request.kind == RequestKind::Flush && self.disk.volume.has_sync_failed() {
+            active.fail(Status::IoError);
+        }
+        if active.is_done() {
+            return self.complete(active);
+        }
+        active.in_backlog = true;
+        let id = self.requests.insert(active);
+        self.backlog.push_back(id);
+    }
+
+    /// Goes on with every request that has something left to begin. Those that found no room for more keep their
+    /// turn, and those that went on queue up behind them: no request starves.
+    fn begin_backlog(&mut self) -> bool {
+        let (mut began, mut kept) = (false, 0);
+        for _ in 0..self.backlog.len() {
+            let Some(id) = self.backlog.remove(kept) else { break };
+            let mut went_on = false;
+            while self.begin_piece(id) {
+                went_on = true;
+            }
+            began |= went_on;
+            let active = self.requests.get(id);
+            if !active.is_planned() {
+                if went_on {
+                    self.backlog.push_back(id);
+                } else {
+                    self.backlog.insert(kept, id);
+                    kept += 1;
+                }
+                continue;
+            }
+            active.in_backlog = false;
+            if active.is_done() {
+                let active = self.requests.remove(id);
+                self.complete(active);
+                began = true;
+            }
+        }
+        began
+    }
+
+    /// Hands the next piece of a request to the engine. Returns false when there is none, or no room for it.
+    fn begin_piece(&mut self, id: RequestId) -> bool {
+        let active = self.requests.get(id);
+        if active.is_planned() || active.outstanding >= MAX_PIECES_PER_REQUEST || self.pieces.is_full() {
+            return false;
+        }
+        let volume = &self.disk.volume;
+        let remaining = active.remaining().unwrap_or_default();
+        let (op, len_bytes, cursor) = match active.request.kind {
+            RequestKind::Flush | RequestKind::Discard(_) if self.slotless_ops >= MAX_SLOTLESS_OPS => {
+                return false;
+            }
+            RequestKind::Flush => (Op::Sync, 0, Cursor::default()),
+            RequestKind::Discard(_) => {
+                let offset_bytes = volume.backing_offset(remaining.offset_bytes);
+                (
+                    Op::Discard { offset_bytes, len_bytes: remaining.len_bytes },
+                    remaining.len_bytes,
+                    Cursor::default(),
+                )
+            }
+            RequestKind::Read(_)
+            | RequestKind::Write(_)
+            | RequestKind::WriteZeroes(_)
+            | RequestKind::GetId => {
+                let len = remaining.len_bytes.min(self.slots.largest_bytes() as u64) as usize;
+                let Some(slot) = self.slots.take(len) else { return false };
+                let cursor = active.plan.cursor;
+                (transfer(volume, active, slot, remaining, len), len as u64, cursor)
+            }
+        };
+        let durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
+        if matches!(op, Op::Sync | Op::Discard { .. }) {
+            self.slotless_ops += 1;
+        }
+        active.began(len_bytes);
+        let range = SectorRange { len_bytes, ..remaining };
+        let tag = self.pieces.insert(Piece { request: id, range, cursor, durable });
+        self.engine.start(tag, op);
+        self.unsubmitted_ops += 1;
+        true
+    }
+
+    /// Takes what the engine has finished.
+    fn finish_completed(&mut self) -> bool {
+        let mut finished = false;
+        // Bounded by the pieces under way: nothing is begun here.
+        while let Some(completion) = self.engine.reap() {
+            self.finish(completion);
+            finished = true;
+        }
+        finished
+    }
+
+    /// Ends one piece, and with the last one its request.
+    fn finish(&mut self, completion: Completion) {
+        let piece = self.pieces.remove(completion.tag);
+        let volume = &self.disk.volume;
+        let active = self.requests.get(piece.request);
+        active.outstanding -= 1;
+        let mut slot = completion.slot;
+        match (completion.result, &active.request.kind, &mut slot) {
+            (Ok(()), RequestKind::Read(_), Some(slot)) => {
+                let (range, mut cursor) = (piece.range, piece.cursor);
+                volume.decrypt(
+                    slot,
+                    range.first(),
+                    range.len_bytes as usize,
+                    &active.request.data,
+                    &mut cursor,
+                );
+            }
+            // The failure was another's to report, and may have been about a write that this flush covers.
+            (Ok(()), RequestKind::Flush, _) if volume.has_sync_failed() => active.fail(Status::IoError),
+            (Ok(()), ..) => {}
+            (Err(error), RequestKind::Discard(_), _) if error.kind() == io::ErrorKind::Unsupported => {
+                active.fail(Status::Unsupported);
+            }
+            (Err(error), kind, _) => {
+                if *kind == RequestKind::Flush || piece.durable {
+                    volume.latch_sync_failure();
+                }
+                if let Some(queue) = &mut self.queue {
+                    queue.report_io_error(kind, piece.range, &error);
+                }
+                active.fail(Status::IoError);
+            }
+        }
+        match slot {
+            Some(slot) => self.slots.put(slot),
+            None => self.slotless_ops -= 1,
+        }
+        if active.is_done() {
+            let active = self.requests.remove(piece.request);
+            self.complete(active);
+        }
+    }
+
+    /// Answers a request that nothing is left of.
+    fn complete(&mut self, active: Active) {
+        let Request { head, status, kind, data } = active.request;
+        let Some(queue) = &mut self.queue else {
+            unreachable!("a queue with requests under way is not removed")
+        };
+        let data_bytes = match (active.status, kind) {
+            (Status::Ok, RequestKind::Read(_)) => data.len_bytes() as u32,
+            (Status::Ok, RequestKind::GetId) => {
+                data.copy_out(&mut Cursor::default(), &self.disk.serial) as u32
+            }
+            _ => 0,
+        };
+        status.write(queue.memory(), active.status);
+        queue.complete(head, data_bytes + 1);
+        self.spare_data.push(data);
+    }
+
+    /// Answers a request that is not valid.
+    fn refuse(&mut self, refusal: Refusal) {
+        let Some(queue) = &mut self.queue else { unreachable!("refused requests come from a queue") };
+        let written_bytes = match refusal.answer {
+            Some((address, status)) => {
+                address.write(queue.memory(), status);
+                1
+            }
+            None => 0,
+        };
+        queue.complete(refusal.head, written_bytes);
+        self.spare_data.push(refusal.data);
+    }
+
+    /// Shows the guest what was completed.
+    fn publish(&mut self) -> bool {
+        self.queue.as_mut().is_some_and(Queue::publish)
+    }
+
+    /// Starts a queue. There is none yet.
+    ///
+    /// # Errors
+    /// When the ring is impossible or the kick descriptor cannot be waited on: there is still no queue then.
+    pub fn start_queue(&mut self, setup: QueueSetup) -> Result<(), QueueError> {
+        assert!(self.queue.is_none(), "a worker has one queue");
+        let (queue, kick) = Queue::start(setup)?;
+        self.engine.watch(Wake::Kick, Some(kick)).map_err(QueueError::Kick)?;
+        self.queue = Some(queue);
+        Ok(())
+    }
+
+    /// Stops the queue, if there is one: takes no more requests, finishes and answers those it has taken.
+    /// Afterwards nothing of the guest's memory is touched any more.
+    ///
+    /// # Errors
+    /// When the engine is of no further use.
+    pub fn stop_queue(&mut self) -> io::Result<Option<RingState>> {
+        if self.queue.is_none() {
+            return Ok(None);
+        }
+        self.engine.watch(Wake::Kick, None)?;
+        loop {
+            self.finish_completed();
+            self.publish();
+            self.begin_backlog();
+            if self.requests.count() == 0 {
+                break;
+            }
+            self.submit(Wait::ForEvent)?;
+        }
+        self.publish();
+        // The buffers point into memory that may now be unmapped; their capacity is not worth keeping it.
+        self.spare_data.clear();
+        Ok(self.queue.take().map(Queue::into_state))
+    }
+
+    /// The running queue, if there is one.
+    pub fn queue_mut(&mut self) -> Option<&mut Queue> {
+        self.queue.as_mut()
+    }
+
+    /// Sets the descriptor that ends a wait for a command.
+    ///
+    /// # Errors
+    /// When the engine cannot watch it.
+    pub fn watch_control(&mut self, fd: OwnedFd) -> io::Result<()> {
+        self.engine.watch(Wake::Control, Some(fd))
+    }
+
+    /// Moves the queue to memory that still has all regions it uses.
+    ///
+    /// # Errors
+    /// When the ring's areas are not there any more.
+    pub fn extend_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
+        self.queue.as_mut().map_or(Ok(()), |queue| queue.set_memory(memory))
+    }
+}
+
+/// The next `len` bytes of a request as an operation on the volume. Those of a write are encrypted here.
+fn transfer(volume: &Volume, active: &mut Active, mut slot: Slot, range: SectorRange, len: usize) -> Op {
+    let (offset_bytes, len_bytes) = (volume.backing_offset(range.offset_bytes), len as u32);
+    let (data, cursor) = (&active.request.data, &mut active.plan.cursor);
+    match active.request.kind {
+        RequestKind::Read(_) => {
+            data.skip(cursor, len);
+            return Op::Read { slot, offset_bytes, len_bytes };
+        }
+        RequestKind::Write(_) => volume.encrypt(data, cursor, &mut slot, range.first(), len),
+        _ => volume.encrypt_zeroes(&mut slot, range.first(), len),
+    }
+    Op::Write { slot, offset_bytes, len_bytes, durability: volume.write_durability() }
+}
+
+#[cfg(test)]
+mod tests;

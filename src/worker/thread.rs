@@ -1,0 +1,210 @@
+//! A worker on its own thread, and the control thread's handle to it.
+//!
+//! The control thread sends a command and waits for its answer, so that what it tells the front end is true
+//! when it tells it. Nothing of this is on the way of a request.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::{Disk, QueueError, QueueSetup, Worker};
+use crate::guest::GuestMemory;
+use crate::io::{Engine, SlotPool};
+use crate::virtio::{RingError, RingState};
+
+/// The thread has ended: its engine broke down, and it has said so in the log.
+#[derive(Debug, thiserror::Error)]
+#[error("a queue thread has ended")]
+pub struct WorkerGone;
+
+/// What the control thread asks of a worker, with the way back for the answer.
+enum Command {
+    Start(Box<QueueSetup>, Sender<Result<(), QueueError>>),
+    Stop(Sender<Option<RingState>>),
+    SetCall(Option<OwnedFd>, Sender<()>),
+    SetEnabled(bool, Sender<()>),
+    ExtendMemory(Arc<GuestMemory>, Sender<Result<(), RingError>>),
+}
+
+/// The handle of a worker's thread. Dropping it ends the thread, after the requests under way.
+#[derive(Debug)]
+pub struct QueueThread {
+    commands: Option<Sender<Command>>,
+    wake: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl QueueThread {
+    /// Starts a worker for `disk`. `make_engine` runs on the new thread, since an engine may be bound to the
+    /// thread that makes it. `on_failure` is signalled should the thread end by itself.
+    ///
+    /// # Errors
+    /// When the thread cannot be started or its engine cannot be made.
+    pub fn spawn<E, F, X>(
+        name: String,
+        disk: Disk,
+        slots: SlotPool,
+        make_engine: F,
+        on_failure: OwnedFd,
+    ) -> Result<Self, X>
+    where
+        E: Engine,
+        F: FnOnce(&SlotPool) -> Result<E, X> + Send + 'static,
+        X: From<io::Error> + Send + 'static,
+    {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from)?;
+        let watched = wake.try_clone()?;
+        let (commands, inbox) = mpsc::channel();
+        let (report, started) = mpsc::channel();
+        let body = move || {
+            let alarm = PanicAlarm(on_failure);
+            let worker = make_engine(&slots).and_then(|engine| {
+                let mut worker = Worker::new(disk, engine, slots);
+                worker.watch_control(watched)?;
+                Ok(worker)
+            });
+            match worker {
+                Ok(worker) => {
+                    let _ = report.send(Ok(()));
+                    if let Err(error) = serve(worker, &inbox) {
+                        tracing::error!(%error, "a queue thread ended: its I/O engine broke down");
+                        alarm.raise();
+                    }
+                }
+                Err(error) => drop(report.send(Err(error))),
+            }
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(body)?;
+        let ended = || X::from(io::Error::other("a queue thread ended while starting"));
+        started.recv().map_err(|_| ended())??;
+        Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
+    }
+
+    /// Starts the worker's queue.
+    ///
+    /// # Errors
+    /// The outer one when the worker has ended, the inner one when the queue cannot be.
+    pub fn start(&self, setup: QueueSetup) -> Result<Result<(), QueueError>, WorkerGone> {
+        self.ask(|reply| Command::Start(Box::new(setup), reply))
+    }
+
+    /// Stops the worker's queue, if it has one, once the requests it has taken are answered. Afterwards nothing
+    /// of the guest's memory is touched any more.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn stop(&self) -> Result<Option<RingState>, WorkerGone> {
+        self.ask(Command::Stop)
+    }
+
+    /// Replaces the descriptor that tells the guest of answers.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn set_call(&self, call: Option<OwnedFd>) -> Result<(), WorkerGone> {
+        self.ask(|reply| Command::SetCall(call, reply))
+    }
+
+    /// Sets whether the queue takes requests.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn set_enabled(&self, enabled: bool) -> Result<(), WorkerGone> {
+        self.ask(|reply| Command::SetEnabled(enabled, reply))
+    }
+
+    /// Moves the queue to memory that has all its regions and more.
+    ///
+    /// # Errors
+    /// The outer one when the worker has ended, the inner one when the ring is not in that memory.
+    pub fn extend_memory(&self, memory: Arc<GuestMemory>) -> Result<Result<(), RingError>, WorkerGone> {
+        self.ask(|reply| Command::ExtendMemory(memory, reply))
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, WorkerGone> {
+        let (reply, answer) = mpsc::channel();
+        let commands = self.commands.as_ref().ok_or(WorkerGone)?;
+        commands.send(command(reply)).map_err(|_| WorkerGone)?;
+        self.wake();
+        answer.recv().map_err(|_| WorkerGone)
+    }
+
+    fn wake(&self) {
+        let _ = rustix::io::write(self.wake.as_fd(), &1u64.to_ne_bytes());
+    }
+}
+
+impl Drop for QueueThread {
+    fn drop(&mut self) {
+        self.commands = None;
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Tells the control thread when a queue thread panics: without it the guest would wait for ever.
+struct PanicAlarm(OwnedFd);
+
+impl PanicAlarm {
+    fn raise(&self) {
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+impl Drop for PanicAlarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.raise();
+        }
+    }
+}
+
+/// The thread's loop: commands first, then requests, then sleep.
+fn serve<E: Engine>(mut worker: Worker<E>, inbox: &Receiver<Command>) -> io::Result<()> {
+    loop {
+        // The turn may be what learns of a command's wake-up: the look into the inbox comes after it, or the
+        // wait would begin with a command in the inbox and nothing left to end it.
+        let busy = worker.turn()?;
+        match inbox.try_recv() {
+            Ok(command) => obey(&mut worker, command)?,
+            Err(TryRecvError::Empty) if busy => {}
+            Err(TryRecvError::Empty) => worker.wait()?,
+            Err(TryRecvError::Disconnected) => return worker.stop_queue().map(drop),
+        }
+    }
+}
+
+fn obey<E: Engine>(worker: &mut Worker<E>, command: Command) -> io::Result<()> {
+    // The control thread waits for each answer: it can only be gone when it has panicked.
+    match command {
+        Command::Start(setup, reply) => {
+            let _ = reply.send(worker.start_queue(*setup));
+        }
+        Command::Stop(reply) => {
+            let _ = reply.send(worker.stop_queue()?);
+        }
+        Command::SetCall(call, reply) => {
+            if let Some(queue) = worker.queue_mut() {
+                queue.set_call(call);
+            }
+            let _ = reply.send(());
+        }
+        Command::SetEnabled(enabled, reply) => {
+            if let Some(queue) = worker.queue_mut() {
+                queue.set_enabled(enabled);
+            }
+            let _ = reply.send(());
+        }
+        Command::ExtendMemory(memory, reply) => {
+            let _ = reply.send(worker.extend_memory(memory));
+        }
+    }
+    Ok(())
+}

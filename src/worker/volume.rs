@@ -1,0 +1,163 @@
+//! The volume under the disk: where payload bytes lie on it, and the cipher between them and the guest.
+//!
+//! Encryption is the copy: bytes go from guest memory through the cipher into a slot, and from a slot through the
+//! cipher into guest memory, in one pass.
+#![expect(unsafe_code, reason = "the cipher reads from and writes to guest memory, by raw pointer")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::cipher::Xts;
+use crate::geometry::{Geometry, SECTOR_BYTES, SectorNumber};
+use crate::guest::{Cursor, GuestBuffer};
+use crate::io::{Durability, Slot};
+
+/// One served volume, shared by its queue threads.
+#[derive(Debug)]
+pub struct Volume {
+    geometry: Geometry,
+    /// `None` for a volume that is not encrypted.
+    xts: Option<Xts>,
+    writeback: AtomicBool,
+    sync_failed: AtomicBool,
+}
+
+impl Volume {
+    /// A volume in writeback mode. `xts` was made for the geometry's sector size.
+    pub fn new(geometry: Geometry, xts: Option<Xts>) -> Self {
+        let sizes = xts.as_ref().map(|xts| (xts.sector_size(), geometry.sector_size));
+        assert!(sizes.is_none_or(|(cipher, volume)| cipher == volume), "one sector size");
+        Self { geometry, xts, writeback: AtomicBool::new(true), sync_failed: AtomicBool::new(false) }
+    }
+
+    /// Where the payload lies and how it is cut.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Whether writes may complete before they are durable.
+    pub fn is_writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
+    /// Turns the write cache on or off, for requests that begin from now on. To turn it off, the caller stops
+    /// the queues first and makes what they wrote durable.
+    pub fn set_writeback(&self, writeback: bool) {
+        self.writeback.store(writeback, Ordering::Relaxed);
+    }
+
+    /// What a write that begins now has to be.
+    pub fn write_durability(&self) -> Durability {
+        if self.is_writeback() { Durability::Volatile } else { Durability::Durable }
+    }
+
+    /// Whether an `fdatasync`, or a write that was to be durable, has failed. It may have dropped what it could not write, so none that follows can
+    /// promise anything: they all fail until the volume is opened anew.
+    pub fn has_sync_failed(&self) -> bool {
+        self.sync_failed.load(Ordering::Relaxed)
+    }
+
+    /// Remembers a failed `fdatasync` or durable write.
+    pub fn latch_sync_failure(&self) {
+        if !self.sync_failed.swap(true, Ordering::Relaxed) {
+            tracing::error!("the volume failed to make writes durable: flushes fail until it is served anew");
+        }
+    }
+
+    /// Position on the backing volume of a position in the payload.
+    pub fn backing_offset(&self, payload_offset_bytes: u64) -> u64 {
+        self.geometry.payload_offset_bytes + payload_offset_bytes
+    }
+
+    /// Encrypts the next `len_bytes` of the guest's data, from `cursor` on, into the beginning of `slot`. They
+    /// are whole sectors, the first of which is `first`.
+    pub fn encrypt(
+        &self,
+        data: &GuestBuffer,
+        cursor: &mut Cursor,
+        slot: &mut Slot,
+        first: SectorNumber,
+        len_bytes: usize,
+    ) {
+        let slot = slot.bytes_mut(len_bytes);
+        let Some(xts) = &self.xts else {
+            let copied = data.copy_in(cursor, slot);
+            debug_assert_eq!(copied, slot.len(), "the request was checked to have its data");
+            return;
+        };
+        let sector_bytes = xts.sector_size().bytes() as usize;
+        let mut done = 0;
+        while done < slot.len() {
+            let first = advance(first, done);
+            let to = &mut slot[done..];
+            match data.next_whole(cursor, to.len(), sector_bytes) {
+                Some(run) => {
+                    let to = &mut to[..run.len_bytes];
+                    // SAFETY: the run is mapped while `data` lives; `to` is as long, and our own memory.
+                    unsafe { xts.encrypt(first, run.host, to.as_mut_ptr(), run.len_bytes / sector_bytes) };
+                    done += run.len_bytes;
+                }
+                // The guest cut this sector into pieces.
+                None => {
+                    let to = &mut to[..sector_bytes];
+                    let copied = data.copy_in(cursor, to);
+                    debug_assert_eq!(copied, sector_bytes, "the request was checked to have its data");
+                    xts.encrypt_in_place(first, to);
+                    done += sector_bytes;
+                }
+            }
+        }
+    }
+
+    /// Decrypts the beginning of `slot` into the next `len_bytes` of the guest's data, from `cursor` on. They
+    /// are whole sectors, the first of which is `first`.
+    pub fn decrypt(
+        &self,
+        slot: &mut Slot,
+        first: SectorNumber,
+        len_bytes: usize,
+        data: &GuestBuffer,
+        cursor: &mut Cursor,
+    ) {
+        let slot = slot.bytes_mut(len_bytes);
+        let Some(xts) = &self.xts else {
+            let copied = data.copy_out(cursor, slot);
+            debug_assert_eq!(copied, slot.len(), "the request was checked to have its data");
+            return;
+        };
+        let sector_bytes = xts.sector_size().bytes() as usize;
+        let mut done = 0;
+        while done < slot.len() {
+            let first = advance(first, done);
+            let from = &mut slot[done..];
+            match data.next_whole(cursor, from.len(), sector_bytes) {
+                Some(run) => {
+                    let from = &from[..run.len_bytes];
+                    // SAFETY: the run is mapped while `data` lives; `from` is as long, and our own memory.
+                    unsafe { xts.decrypt(first, from.as_ptr(), run.host, run.len_bytes / sector_bytes) };
+                    done += run.len_bytes;
+                }
+                None => {
+                    let from = &mut from[..sector_bytes];
+                    xts.decrypt_in_place(first, from);
+                    let copied = data.copy_out(cursor, from);
+                    debug_assert_eq!(copied, sector_bytes, "the request was checked to have its data");
+                    done += sector_bytes;
+                }
+            }
+        }
+    }
+
+    /// Fills the beginning of `slot` with what decrypts to `len_bytes` zeroes at sector `first`.
+    pub fn encrypt_zeroes(&self, slot: &mut Slot, first: SectorNumber, len_bytes: usize) {
+        let slot = slot.bytes_mut(len_bytes);
+        slot.fill(0);
+        if let Some(xts) = &self.xts {
+            xts.encrypt_in_place(first, slot);
+        }
+    }
+}
+
+/// The sector `done_bytes` after `first`.
+fn advance(first: SectorNumber, done_bytes: usize) -> SectorNumber {
+    SectorNumber(first.0 + done_bytes as u64 / SECTOR_BYTES)
+}
