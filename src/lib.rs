@@ -69,6 +69,7 @@
 //! * Nobody else writes to the volume: `flock`, and `O_EXCL` on block devices, keep cooperating processes out.
 
 pub mod cipher;
+pub mod cli;
 pub mod format;
 pub mod geometry;
 pub mod guest;
@@ -76,6 +77,7 @@ pub mod inherited;
 pub mod io;
 pub mod keys;
 pub mod locked;
+pub mod server;
 pub mod throttle;
 pub mod virtio;
 pub mod worker;

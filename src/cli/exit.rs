@@ -1,0 +1,161 @@
+//! How the process ends: one line and one number for each kind of failure.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io;
+use std::process::ExitCode;
+
+use super::resolve::ConfigError;
+use crate::format::FormatError;
+use crate::server::ServeError;
+use crate::server::volume_file::VolumeError;
+
+/// The exit codes, a contract with whoever supervises the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Ended as it was told to.
+    Success = 0,
+    /// Failed while running.
+    Failure = 1,
+    /// Options or configuration file are wrong.
+    Usage = 2,
+    /// The volume cannot be opened or does not fit its options.
+    Volume = 3,
+    /// Another process has the volume.
+    VolumeLocked = 4,
+    /// The key cannot be fetched or used.
+    Key = 5,
+    /// The vhost-user socket cannot be set up.
+    Socket = 6,
+    /// The kernel offers no io_uring.
+    UringUnavailable = 7,
+}
+
+impl Exit {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::Success,
+        Self::Failure,
+        Self::Usage,
+        Self::Volume,
+        Self::VolumeLocked,
+        Self::Key,
+        Self::Socket,
+        Self::UringUnavailable,
+    ];
+
+    /// What the code means, in a few words.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "ended as it was told to",
+            Self::Failure => "failed while running",
+            Self::Usage => "options or configuration file are wrong",
+            Self::Volume => "volume cannot be opened, or does not fit its options",
+            Self::VolumeLocked => "volume is in use by another process",
+            Self::Key => "key cannot be fetched or used",
+            Self::Socket => "vhost-user socket cannot be set up",
+            Self::UringUnavailable => "io_uring is not available (see --engine)",
+        }
+    }
+
+    /// The table for help texts.
+    pub(super) fn table() -> String {
+        Self::ALL.iter().fold("Exit codes:".to_owned(), |mut table, exit| {
+            write!(table, "\n  {}  {}", *exit as u8, exit.meaning()).expect("a string takes any text");
+            table
+        })
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The command line cannot be understood.
+    #[error("{0}")]
+    Usage(String),
+    /// It can, but makes no sense, alone or together with the configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Serving a disk failed.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Standard output is gone.
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+    /// The process cannot protect its memory.
+    #[error("cannot shield the process from debuggers and core files")]
+    Harden(#[source] io::Error),
+}
+
+impl CliError {
+    /// The code to exit with.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Usage(_) | Self::Config(_) => Exit::Usage,
+            Self::Output(_) | Self::Harden(_) => Exit::Failure,
+            Self::Serve(error) => match error {
+                ServeError::Volume(VolumeError::Locked { .. } | VolumeError::Claimed { .. }) => {
+                    Exit::VolumeLocked
+                }
+                ServeError::Volume(_) => Exit::Volume,
+                ServeError::Key(_) => Exit::Key,
+                ServeError::Format(error) => format_exit(error),
+                ServeError::Socket(_) => Exit::Socket,
+                ServeError::Uring(_) => Exit::UringUnavailable,
+                ServeError::Cipher(_) => Exit::Key,
+                ServeError::Session(_) => Exit::Failure,
+            },
+        }
+    }
+
+    /// The error and its causes on one line, whatever paths and files had to say.
+    pub fn one_line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            write!(line, ": {error}").expect("a string takes any text");
+            cause = error.source();
+        }
+        line.chars()
+            .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+            .collect()
+    }
+}
+
+fn format_exit(error: &FormatError) -> Exit {
+    match error {
+        FormatError::Empty | FormatError::OffsetBeyondEnd { .. } | FormatError::PartialSector { .. } => {
+            Exit::Volume
+        }
+        FormatError::SkipInsideSector { .. } => Exit::Usage,
+        FormatError::SecretMissing
+        | FormatError::SecretUnused
+        | FormatError::KeyLength { .. }
+        | FormatError::UnfitKey(_) => Exit::Key,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_numbered_as_listed() {
+        assert!(Exit::ALL.iter().map(|exit| *exit as u8).eq(0..8));
+    }
+
+    #[test]
+    fn an_error_with_causes_is_one_line() {
+        let path = "dir\n/\x1b[31mvol".into();
+        let source = io::Error::other("first\nsecond");
+        let error = CliError::Serve(VolumeError::Open { path, source }.into());
+        assert_eq!(error.one_line(), r"cannot open volume dir\n/\u{1b}[31mvol: first\nsecond");
+    }
+}

@@ -1,0 +1,125 @@
+//! The command line: one file for each family of subcommands, and what they share.
+
+mod exit;
+mod log;
+mod resolve;
+mod serve;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Parser, Subcommand};
+
+pub use exit::{CliError, Exit};
+
+/// Encrypts virtual machine disks on the host, as a vhost-user-blk back end.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sealblk",
+    version,
+    arg_required_else_help = true,
+    after_help = "Options without a subcommand are those of `serve`, as VMM tooling expects of a back end."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve one encrypted volume as one virtio disk
+    Serve(serve::ServeCommand),
+}
+
+/// Runs the command that `arguments` (program name included) ask for.
+///
+/// # Errors
+/// See [`CliError`]; nothing was printed about it yet.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), CliError> {
+    let arguments = with_default_subcommand(arguments.into_iter().collect());
+    if serve::asks_for_capabilities(&arguments) {
+        return print(serve::CAPABILITIES);
+    }
+    match Cli::try_parse_from(arguments) {
+        Ok(Cli { command: Command::Serve(command) }) => command.run(),
+        Err(answer) if matches!(answer.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            answer.print().map_err(CliError::Output)
+        }
+        Err(error) => Err(CliError::Usage(usage_line(&error))),
+    }
+}
+
+/// QEMU's conventions for back-end programs know no subcommands: an option where one is expected means `serve`.
+fn with_default_subcommand(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let ours = ["--help", "--version"];
+    let option = arguments.get(1).and_then(|first| first.to_str()).filter(|first| first.starts_with("--"));
+    if option.is_some_and(|option| !ours.contains(&option)) {
+        arguments.insert(1, "serve".into());
+    }
+    arguments
+}
+
+fn print(line: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(CliError::Output)
+}
+
+/// What clap has to say, without its layout: the statement, and its advice if it has any.
+fn usage_line(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "nothing to do; see `sealblk --help`".to_owned();
+    }
+    let text = error.render().to_string();
+    let statement = text.split("\n\n").next().unwrap_or_default();
+    let mut line = statement.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some(suggestion) = error.get(ContextKind::SuggestedArg) {
+        line += &format!("; did you mean {suggestion}?");
+    }
+    line + "; see `sealblk serve --help`"
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn arguments(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_parser_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_option_in_place_of_a_subcommand_means_serve() {
+        for (given, meant) in [
+            ("sealblk --read-only", "sealblk serve --read-only"),
+            ("sealblk serve --read-only", "sealblk serve --read-only"),
+            ("sealblk --help", "sealblk --help"),
+            ("sealblk --version", "sealblk --version"),
+            ("sealblk -h", "sealblk -h"),
+            ("sealblk", "sealblk"),
+        ] {
+            assert_eq!(with_default_subcommand(arguments(given)), arguments(meant));
+        }
+    }
+
+    #[test]
+    fn usage_errors_are_one_line_with_advice() {
+        let line = |text| match run(arguments(text)).unwrap_err() {
+            CliError::Usage(line) => line,
+            error => panic!("{error}"),
+        };
+        assert_eq!(
+            line("sealblk serve --format luks9"),
+            "invalid value 'luks9' for '--format <FORMAT>' [possible values: plain, none]; see `sealblk serve --help`"
+        );
+        assert!(line("sealblk --sockt-path=x").contains("did you mean --socket-path?"));
+        assert!(line("sealblk frobnicate").contains("frobnicate"));
+        assert!(line("sealblk").contains("sealblk --help"));
+    }
+}

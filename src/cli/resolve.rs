@@ -1,0 +1,395 @@
+//! From options to a configuration: what is required, what it defaults to, what excludes what.
+
+use std::io;
+use std::path::PathBuf;
+use std::thread;
+
+use super::serve::{FormatName, InsecureGate, ServeOptions, Switch};
+use crate::cipher::{CipherError, CipherSpec, EqualHalves};
+use crate::format::FormatError;
+use crate::format::plain::{KeySize, PlainFormat};
+use crate::format::unencrypted::UnencryptedFormat;
+use crate::geometry::SectorSize;
+use crate::inherited::{self, TakeError};
+use crate::keys::{KeyReference, ReferenceError};
+use crate::server::config::{
+    DeviceConfig, Endpoint, FormatConfig, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, SERIAL_BYTES,
+    ServeConfig, VolumeConfig,
+};
+
+const DEFAULT_CIPHER: &str = "aes-xts-plain64";
+const DEFAULT_KEY_SIZE_BITS: u32 = 512;
+const DEFAULT_SECTOR_SIZE_BYTES: u32 = 512;
+/// Most queues that are offered without being asked for.
+const DEFAULT_NUM_QUEUES_MAX: u16 = 16;
+
+/// Why options make no configuration. Options are named as on the command line wherever they came from.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no such file, or none that can be read.
+    #[error("cannot read configuration file {path}")]
+    FileUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// It is no TOML, or holds what is no option.
+    #[error("configuration file {path}, line {line}: {message}")]
+    FileSyntax {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// Something that has no default.
+    #[error("{0} is required")]
+    Missing(&'static str),
+    /// More than one where one is needed.
+    #[error("{0} and {1} exclude each other")]
+    Exclusive(&'static str, &'static str),
+    /// Not one of the values that the option takes.
+    #[error("{option} {value} is not possible: {possible}")]
+    Impossible {
+        /// The option.
+        option: &'static str,
+        /// What it was given.
+        value: String,
+        /// What it may be given.
+        possible: String,
+    },
+    /// An option of another format.
+    #[error("{option} has no meaning with --format {format}")]
+    Meaningless {
+        /// The option.
+        option: &'static str,
+        /// The format that was declared.
+        format: &'static str,
+    },
+    /// Something unsafe that was not asked for by name.
+    #[error("{what}: pass --insecure {gate} if that is what you want")]
+    Gated {
+        /// What would happen.
+        what: &'static str,
+        /// The gate that opens it.
+        gate: &'static str,
+    },
+    /// No name of a key.
+    #[error("--key: {0}")]
+    Key(ReferenceError),
+    /// No cipher that there is.
+    #[error("--cipher")]
+    Cipher(#[source] CipherError),
+    /// No socket to take over.
+    #[error("--fd")]
+    Descriptor(#[source] TakeError),
+    /// Options that do not fit together.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}
+
+impl ServeOptions {
+    /// Settles every default and takes over an inherited socket.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub(super) fn resolve(self) -> Result<ServeConfig, ConfigError> {
+        let format = self.format_config()?;
+        let device = self.device_config()?;
+        let key = match self.key.as_deref() {
+            Some(reference) => Some(reference.parse::<KeyReference>().map_err(ConfigError::Key)?),
+            None => None,
+        };
+        let volume = VolumeConfig {
+            path: self.blk_file.clone().ok_or(ConfigError::Missing("--blk-file PATH"))?,
+            read_only: device.read_only,
+            direct: self.direct.unwrap_or(Switch::On) == Switch::On,
+        };
+        let (engine, once) = (self.engine.unwrap_or_default(), self.once.unwrap_or(false));
+        let cipher_kernel = self.cipher_kernel.unwrap_or_default();
+        let endpoint = self.endpoint()?;
+        Ok(ServeConfig { endpoint, volume, format, key, cipher_kernel, device, engine, once })
+    }
+
+    fn endpoint(self) -> Result<Endpoint, ConfigError> {
+        match (self.socket_path, self.fd, self.connect) {
+            (Some(path), None, None) => Ok(Endpoint::Listen(path)),
+            (None, Some(fd), None) => {
+                inherited::take(fd).map(Endpoint::Inherited).map_err(ConfigError::Descriptor)
+            }
+            (None, None, Some(path)) => Ok(Endpoint::Connect(path)),
+            (None, None, None) => {
+                Err(ConfigError::Missing("--socket-path PATH (or --fd N, or --connect PATH)"))
+            }
+            (Some(_), Some(_), _) => Err(ConfigError::Exclusive("--socket-path", "--fd")),
+            (Some(_), _, Some(_)) => Err(ConfigError::Exclusive("--socket-path", "--connect")),
+            (None, Some(_), Some(_)) => Err(ConfigError::Exclusive("--fd", "--connect")),
+        }
+    }
+
+    fn format_config(&self) -> Result<FormatConfig, ConfigError> {
+        match self.format {
+            None => Err(ConfigError::Missing("--format plain|none")),
+            Some(FormatName::Plain) => self.plain_format().map(FormatConfig::Plain),
+            Some(FormatName::None) => self.unencrypted_format().map(FormatConfig::Unencrypted),
+        }
+    }
+
+    fn plain_format(&self) -> Result<PlainFormat, ConfigError> {
+        if self.key.is_none() {
+            return Err(ConfigError::Missing("--key file:PATH|fd:N"));
+        }
+        let key_size_bits = self.key_size.unwrap_or(DEFAULT_KEY_SIZE_BITS);
+        let format = PlainFormat {
+            cipher: self
+                .cipher
+                .as_deref()
+                .unwrap_or(DEFAULT_CIPHER)
+                .parse::<CipherSpec>()
+                .map_err(ConfigError::Cipher)?,
+            key_size: KeySize::from_bits(key_size_bits)
+                .ok_or_else(|| impossible("--key-size", key_size_bits, "256 or 512 bits"))?,
+            sector_size: self.sector_size()?,
+            iv_large_sectors: self.iv_large_sectors.unwrap_or(false),
+            offset_sectors: self.offset.unwrap_or(0),
+            skip_sectors: self.skip.unwrap_or(0),
+            equal_halves: match self.insecure.contains(&InsecureGate::EqualKeyHalves) {
+                true => EqualHalves::Accept,
+                false => EqualHalves::Refuse,
+            },
+        };
+        format.check()?;
+        if format.iv_large_sectors && format.sector_size == SectorSize::BYTES_512 {
+            let possible = "it changes nothing when sectors have 512 bytes, see --sector-size";
+            return Err(impossible("--iv-large-sectors", true, possible));
+        }
+        Ok(format)
+    }
+
+    fn unencrypted_format(&self) -> Result<UnencryptedFormat, ConfigError> {
+        if !self.insecure.contains(&InsecureGate::Plaintext) {
+            let what = "--format none stores the guest's data unencrypted";
+            return Err(ConfigError::Gated { what, gate: "plaintext" });
+        }
+        let of_encryption = [
+            ("--key", self.key.is_some()),
+            ("--cipher", self.cipher.is_some()),
+            ("--key-size", self.key_size.is_some()),
+            ("--skip", self.skip.is_some()),
+            ("--iv-large-sectors", self.iv_large_sectors == Some(true)),
+            ("--cipher-kernel", self.cipher_kernel.is_some()),
+        ];
+        if let Some((option, _)) = of_encryption.into_iter().find(|(_, given)| *given) {
+            return Err(ConfigError::Meaningless { option, format: "none" });
+        }
+        Ok(UnencryptedFormat { sector_size: self.sector_size()?, offset_sectors: self.offset.unwrap_or(0) })
+    }
+
+    fn sector_size(&self) -> Result<SectorSize, ConfigError> {
+        let bytes = self.sector_size.unwrap_or(DEFAULT_SECTOR_SIZE_BYTES);
+        SectorSize::new(bytes)
+            .ok_or_else(|| impossible("--sector-size", bytes, "512, 1024, 2048 or 4096 bytes"))
+    }
+
+    fn device_config(&self) -> Result<DeviceConfig, ConfigError> {
+        let num_queues = self.num_queues.unwrap_or_else(default_num_queues);
+        if !(1..=NUM_QUEUES_MAX).contains(&num_queues) {
+            return Err(impossible("--num-queues", num_queues, &format!("1 to {NUM_QUEUES_MAX}")));
+        }
+        let queue_size = self.queue_size.unwrap_or(QUEUE_SIZE_MAX.into());
+        let queue_size_max = u16::try_from(queue_size)
+            .ok()
+            .filter(|size| size.is_power_of_two() && (QUEUE_SIZE_MIN..=QUEUE_SIZE_MAX).contains(size))
+            .ok_or_else(|| {
+                let possible = format!("a power of two from {QUEUE_SIZE_MIN} to {QUEUE_SIZE_MAX}");
+                impossible("--queue-size", queue_size, &possible)
+            })?;
+        Ok(DeviceConfig {
+            num_queues,
+            queue_size_max,
+            serial: padded_serial(self.serial.as_deref().unwrap_or_default())?,
+            cache: self.cache.unwrap_or_default(),
+            discard: self.discard.unwrap_or_default(),
+            read_only: self.read_only.unwrap_or(false),
+        })
+    }
+}
+
+fn impossible(option: &'static str, value: impl ToString, possible: &str) -> ConfigError {
+    ConfigError::Impossible { option, value: value.to_string(), possible: possible.to_owned() }
+}
+
+fn default_num_queues() -> u16 {
+    let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    u16::try_from(cpus).unwrap_or(u16::MAX).clamp(1, DEFAULT_NUM_QUEUES_MAX)
+}
+
+fn padded_serial(text: &str) -> Result<[u8; SERIAL_BYTES], ConfigError> {
+    let mut serial = [0; SERIAL_BYTES];
+    let printable = text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    match serial.get_mut(..text.len()) {
+        Some(start) if printable => start.copy_from_slice(text.as_bytes()),
+        _ => return Err(impossible("--serial", text, "up to 20 printable ASCII characters")),
+    }
+    Ok(serial)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cipher::{IvMode, KernelChoice};
+    use crate::server::config::{CacheMode, DiscardPolicy, EngineKind};
+
+    const LEAST: &str = "socket-path = '/s'\nblk-file = '/v'\n";
+
+    fn resolve(text: &str) -> Result<ServeConfig, ConfigError> {
+        toml::from_str::<ServeOptions>(&format!("{LEAST}{text}")).unwrap().resolve()
+    }
+
+    fn plain(text: &str) -> Result<ServeConfig, ConfigError> {
+        resolve(&format!("format = 'plain'\nkey = 'fd:9'\n{text}"))
+    }
+
+    fn refused(text: &str) -> String {
+        plain(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_help() {
+        let config = plain("").unwrap();
+        let format = PlainFormat {
+            cipher: CipherSpec { iv_mode: IvMode::Plain64 },
+            key_size: KeySize::Bits512,
+            sector_size: SectorSize::BYTES_512,
+            iv_large_sectors: false,
+            offset_sectors: 0,
+            skip_sectors: 0,
+            equal_halves: EqualHalves::Refuse,
+        };
+        assert_eq!(config.format, FormatConfig::Plain(format));
+        assert_eq!(config.volume, VolumeConfig { path: "/v".into(), read_only: false, direct: true });
+        let device = DeviceConfig {
+            num_queues: default_num_queues(),
+            queue_size_max: 1024,
+            serial: [0; 20],
+            cache: CacheMode::Writeback,
+            discard: DiscardPolicy::Ignore,
+            read_only: false,
+        };
+        assert_eq!(config.device, device);
+        assert!((1..=16).contains(&default_num_queues()));
+        assert_eq!((config.engine, config.once), (EngineKind::Uring, false));
+        assert_eq!(config.cipher_kernel, KernelChoice::Auto);
+        assert!(matches!(config.endpoint, Endpoint::Listen(path) if path.as_os_str() == "/s"));
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let config = plain(
+            "cipher = 'aes-xts-plain64be'\nkey-size = 256\nsector-size = 4096\niv-large-sectors = true\n\
+             offset = 3\nskip = 16\ninsecure = ['equal-key-halves']\nnum-queues = 5\nqueue-size = 64\n\
+             serial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\ndirect = 'off'\n\
+             engine = 'blocking'\nonce = true\nread-only = true\ncipher-kernel = 'portable'",
+        )
+        .unwrap();
+        let format = PlainFormat {
+            cipher: CipherSpec { iv_mode: IvMode::Plain64Be },
+            key_size: KeySize::Bits256,
+            sector_size: SectorSize::BYTES_4096,
+            iv_large_sectors: true,
+            offset_sectors: 3,
+            skip_sectors: 16,
+            equal_halves: EqualHalves::Accept,
+        };
+        assert_eq!(config.format, FormatConfig::Plain(format));
+        assert_eq!(config.volume, VolumeConfig { path: "/v".into(), read_only: true, direct: false });
+        let device = DeviceConfig {
+            num_queues: 5,
+            queue_size_max: 64,
+            serial: *b"disk 1\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            cache: CacheMode::Writethrough,
+            discard: DiscardPolicy::Pass,
+            read_only: true,
+        };
+        assert_eq!(config.device, device);
+        assert_eq!((config.engine, config.once), (EngineKind::Blocking, true));
+        assert_eq!(config.cipher_kernel, KernelChoice::Portable);
+        assert_eq!(config.key.unwrap().to_string(), "fd:9");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let missing = |text: &str| match toml::from_str::<ServeOptions>(text).unwrap().resolve().unwrap_err()
+        {
+            ConfigError::Missing(option) => option,
+            error => panic!("{error}"),
+        };
+        assert!(missing("").contains("--format"));
+        assert!(missing("format = 'plain'").contains("--key"));
+        assert!(missing("format = 'plain'\nkey = 'fd:3'").contains("--blk-file"));
+        assert!(missing("format = 'plain'\nkey = 'fd:3'\nblk-file = '/v'").contains("--socket-path"));
+    }
+
+    #[test]
+    fn sockets_exclude_each_other() {
+        assert_eq!(refused("fd = 3"), "--socket-path and --fd exclude each other");
+        assert_eq!(refused("connect = '/c'"), "--socket-path and --connect exclude each other");
+        let neither = "format = 'none'\ninsecure = ['plaintext']\nblk-file = '/v'\nfd = 3\nconnect = '/c'";
+        let error = toml::from_str::<ServeOptions>(neither).unwrap().resolve().unwrap_err();
+        assert_eq!(error.to_string(), "--fd and --connect exclude each other");
+    }
+
+    #[test]
+    fn impossible_values_are_answered_with_the_possible_ones() {
+        for (text, option, possible) in [
+            ("sector-size = 8192", "--sector-size 8192", "512, 1024, 2048 or 4096"),
+            ("sector-size = 0", "--sector-size 0", "512, 1024, 2048 or 4096"),
+            ("key-size = 128", "--key-size 128", "256 or 512"),
+            ("num-queues = 0", "--num-queues 0", "1 to 64"),
+            ("num-queues = 65", "--num-queues 65", "1 to 64"),
+            ("queue-size = 0", "--queue-size 0", "a power of two from 4 to 1024"),
+            ("queue-size = 2", "--queue-size 2", "a power of two from 4 to 1024"),
+            ("queue-size = 100", "--queue-size 100", "a power of two from 4 to 1024"),
+            ("queue-size = 2048", "--queue-size 2048", "a power of two from 4 to 1024"),
+            ("serial = '123456789012345678901'", "--serial", "up to 20"),
+            ("serial = 'é'", "--serial", "ASCII"),
+            ("iv-large-sectors = true", "--iv-large-sectors", "--sector-size"),
+            ("skip = 1\nsector-size = 1024", "--skip 1", "multiple of the 2"),
+        ] {
+            let message = refused(text);
+            assert!(message.contains(option) && message.contains(possible), "{text}: {message}");
+        }
+        assert!(matches!(plain("cipher = 'aes-cbc-essiv:sha256'"), Err(ConfigError::Cipher(_))));
+        plain("queue-size = 4\nserial = '12345678901234567890'\nnum-queues = 64").unwrap();
+    }
+
+    #[test]
+    fn plaintext_is_gated_and_takes_no_encryption_options() {
+        let error = resolve("format = 'none'").unwrap_err().to_string();
+        assert!(error.contains("--insecure plaintext"), "{error}");
+        let gated = "format = 'none'\ninsecure = ['plaintext']\n";
+        for (option, text) in [
+            ("--key", "key = 'fd:3'"),
+            ("--cipher", "cipher = 'aes-xts-plain64'"),
+            ("--key-size", "key-size = 512"),
+            ("--skip", "skip = 0"),
+            ("--iv-large-sectors", "iv-large-sectors = true"),
+            ("--cipher-kernel", "cipher-kernel = 'auto'"),
+        ] {
+            let error = resolve(&format!("{gated}{text}")).unwrap_err().to_string();
+            assert_eq!(error, format!("{option} has no meaning with --format none"));
+        }
+        let config = resolve(&format!("{gated}sector-size = 1024\noffset = 8")).unwrap();
+        let format = UnencryptedFormat { sector_size: SectorSize::new(1024).unwrap(), offset_sectors: 8 };
+        assert_eq!(config.format, FormatConfig::Unencrypted(format));
+    }
+
+    #[test]
+    fn a_key_written_in_place_of_its_name_is_not_repeated() {
+        let message =
+            resolve("format = 'plain'\nkey = '00112233445566778899aabbccddeeff'").unwrap_err().to_string();
+        assert!(message.starts_with("--key: ") && !message.contains("0011"), "{message}");
+    }
+}

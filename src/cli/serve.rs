@@ -1,0 +1,391 @@
+//! `sealblk serve`: its options, which are the keys of its configuration file too.
+//!
+//! Options are translated only: what each means is settled in [`resolve`](super::resolve), what it does below
+//! [`server`].
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use super::exit::{CliError, Exit};
+use super::log::{self, LogLevel};
+use super::resolve::ConfigError;
+use crate::cipher::KernelChoice;
+use crate::server;
+use crate::server::config::{CacheMode, DiscardPolicy, EngineKind};
+
+/// What `--print-capabilities` prints: the block features of QEMU's `vhost-user.json`.
+pub(super) const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-only", "blk-file"]}"#;
+
+const SOCKET: &str = "Socket (exactly one)";
+const VOLUME: &str = "Volume";
+const ENCRYPTION: &str = "Encryption";
+const DEVICE: &str = "Disk as the guest sees it";
+const PROCESS: &str = "Process";
+
+/// The options, and what they may come from or be left unread for.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "sealblk serve --socket-path PATH --blk-file PATH --format plain --key file:PATH [OPTIONS]",
+    after_help = Exit::table()
+)]
+pub(super) struct ServeCommand {
+    #[command(flatten)]
+    options: ServeOptions,
+    /// Read options from a TOML file, each under its long name (sector-size = 4096); the command line overrides it
+    #[arg(long, value_name = "FILE", help_heading = PROCESS)]
+    config: Option<PathBuf>,
+    /// Print what this back end can do, in JSON, and exit; all other options are ignored
+    #[arg(long, help_heading = PROCESS)]
+    print_capabilities: bool,
+}
+
+/// Every option, from the command line or a file: nothing is required and no default settled yet.
+#[derive(Debug, Default, PartialEq, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct ServeOptions {
+    /// Listen for the VMM on a Unix socket made here
+    #[arg(long, value_name = "PATH", help_heading = SOCKET)]
+    pub(super) socket_path: Option<PathBuf>,
+    /// Use an inherited socket, listening or connected
+    #[arg(long, value_name = "N", help_heading = SOCKET)]
+    pub(super) fd: Option<i32>,
+    /// Connect to a VMM that listens here, again and again until it does
+    #[arg(long, value_name = "PATH", help_heading = SOCKET)]
+    pub(super) connect: Option<PathBuf>,
+
+    /// Backing file or block device [required]
+    #[arg(long, value_name = "PATH", help_heading = VOLUME)]
+    pub(super) blk_file: Option<PathBuf>,
+    /// Serve the volume read-only
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_possible_values = true, help_heading = VOLUME)]
+    pub(super) read_only: Option<bool>,
+    /// What lies on the volume; never guessed [required]
+    #[arg(long, help_heading = VOLUME)]
+    pub(super) format: Option<FormatName>,
+    /// Encryption sector size, the guest's block size: 512, 1024, 2048 or 4096 bytes [default: 512]
+    #[arg(long, value_name = "BYTES", help_heading = VOLUME)]
+    pub(super) sector_size: Option<u32>,
+    /// Begin of the data on the volume, in sectors of 512 bytes [default: 0]
+    #[arg(long, value_name = "SECTORS", help_heading = VOLUME)]
+    pub(super) offset: Option<u64>,
+    /// Bypass the host's page cache (O_DIRECT) [default: on]
+    #[arg(long, help_heading = VOLUME, hide_possible_values = true, value_name = "on|off")]
+    pub(super) direct: Option<Switch>,
+
+    /// Where the volume key comes from: file:PATH (mode 0600) or fd:N (a pipe, say); raw random bytes, as many as
+    /// --key-size asks for: head -c 64 /dev/urandom > PATH
+    #[arg(long, value_name = "REFERENCE", help_heading = ENCRYPTION)]
+    pub(super) key: Option<String>,
+    /// aes-xts-plain64, aes-xts-plain or aes-xts-plain64be [default: aes-xts-plain64]
+    #[arg(long, help_heading = ENCRYPTION)]
+    pub(super) cipher: Option<String>,
+    /// Both halves of the XTS key: 256 (AES-128) or 512 (AES-256) bits [default: 512]
+    #[arg(long, value_name = "BITS", help_heading = ENCRYPTION)]
+    pub(super) key_size: Option<u32>,
+    /// Number of the first sector's IV, in sectors of 512 bytes [default: 0]
+    #[arg(long, value_name = "SECTORS", help_heading = ENCRYPTION)]
+    pub(super) skip: Option<u64>,
+    /// Count IVs in encryption sectors instead of 512-byte sectors
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_possible_values = true, help_heading = ENCRYPTION)]
+    pub(super) iv_large_sectors: Option<bool>,
+    /// Which implementation of AES-XTS encrypts; all give the same bytes [default: auto]
+    #[arg(long, value_name = "KERNEL", help_heading = ENCRYPTION)]
+    pub(super) cipher_kernel: Option<KernelChoice>,
+    /// Allow something unsafe by name; may be repeated
+    #[arg(long, value_name = "GATE", help_heading = ENCRYPTION)]
+    pub(super) insecure: Vec<InsecureGate>,
+
+    /// Most queues, each with its own thread: 1 to 64 [default: host CPUs, at most 16]
+    #[arg(long, value_name = "COUNT", help_heading = DEVICE)]
+    pub(super) num_queues: Option<u16>,
+    /// Largest ring accepted, in descriptors: a power of two from 4 to 1024 [default: 1024]
+    #[arg(long, value_name = "COUNT", help_heading = DEVICE)]
+    pub(super) queue_size: Option<u32>,
+    /// Serial number: up to 20 printable ASCII characters [default: none]
+    #[arg(long, value_name = "TEXT", help_heading = DEVICE)]
+    pub(super) serial: Option<String>,
+    /// When a write counts as done, until the guest decides otherwise [default: writeback]
+    #[arg(long, value_name = "MODE", help_heading = DEVICE)]
+    pub(super) cache: Option<CacheMode>,
+    /// What becomes of discards [default: ignore]
+    #[arg(long, value_name = "POLICY", help_heading = DEVICE)]
+    pub(super) discard: Option<DiscardPolicy>,
+
+    /// What moves bytes between memory and storage [default: uring]
+    #[arg(long, help_heading = PROCESS)]
+    pub(super) engine: Option<EngineKind>,
+    /// Exit when the VMM disconnects instead of waiting for the next one
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_possible_values = true, help_heading = PROCESS)]
+    pub(super) once: Option<bool>,
+    /// How much to log, on standard error [default: info]
+    #[arg(long, value_name = "LEVEL", help_heading = PROCESS)]
+    pub(super) log_level: Option<LogLevel>,
+}
+
+/// The volume formats by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum FormatName {
+    /// dm-crypt's plain mode: encrypted, without a header
+    Plain,
+    /// Not encrypted; needs --insecure plaintext
+    None,
+}
+
+/// A choice that is written out either way; in the file also as a boolean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(from = "SwitchInFile")]
+pub(super) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected \"on\", \"off\", true or false")]
+enum SwitchInFile {
+    Truth(bool),
+    Word(SwitchWord),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum SwitchWord {
+    On,
+    Off,
+}
+
+impl From<SwitchInFile> for Switch {
+    fn from(written: SwitchInFile) -> Self {
+        match written {
+            SwitchInFile::Truth(true) | SwitchInFile::Word(SwitchWord::On) => Self::On,
+            SwitchInFile::Truth(false) | SwitchInFile::Word(SwitchWord::Off) => Self::Off,
+        }
+    }
+}
+
+/// What is refused unless the operator names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum InsecureGate {
+    /// Serve a volume that is not encrypted
+    Plaintext,
+    /// Accept an old volume's key whose two halves are equal, which weakens XTS
+    EqualKeyHalves,
+}
+
+/// Whether `--print-capabilities` is among the arguments of `serve`: then nothing else matters, not even
+/// whether the rest makes sense.
+pub(super) fn asks_for_capabilities(arguments: &[OsString]) -> bool {
+    arguments.get(1).is_some_and(|command| command == "serve")
+        && arguments[2..].iter().take_while(|argument| *argument != "--").any(|a| a == "--print-capabilities")
+}
+
+impl ServeCommand {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let options = match &self.config {
+            Some(path) => ServeOptions::from_file(path)?.overridden_by(self.options),
+            None => self.options,
+        };
+        log::start(options.log_level.unwrap_or_default());
+        Ok(server::serve(options.resolve()?)?)
+    }
+}
+
+impl ServeOptions {
+    fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::FileUnreadable { path: path.to_owned(), source })?;
+        // Of a syntax error only the statement is shown: the line itself may hold what does not belong there.
+        toml::from_str(&text).map_err(|error| ConfigError::FileSyntax {
+            path: path.to_owned(),
+            line: 1 + text[..error.span().map_or(0, |span| span.start)].matches('\n').count(),
+            message: error.message().to_owned(),
+        })
+    }
+
+    /// These options, except where `other` has a say. The socket is one choice, whichever option makes it; and
+    /// gates are not added up, so that a command line which names its own is all there is to know.
+    fn overridden_by(self, other: Self) -> Self {
+        let base = if other.socket_path.is_some() || other.fd.is_some() || other.connect.is_some() {
+            Self { socket_path: None, fd: None, connect: None, ..self }
+        } else {
+            self
+        };
+        Self {
+            socket_path: other.socket_path.or(base.socket_path),
+            fd: other.fd.or(base.fd),
+            connect: other.connect.or(base.connect),
+            blk_file: other.blk_file.or(base.blk_file),
+            read_only: other.read_only.or(base.read_only),
+            format: other.format.or(base.format),
+            sector_size: other.sector_size.or(base.sector_size),
+            offset: other.offset.or(base.offset),
+            direct: other.direct.or(base.direct),
+            key: other.key.or(base.key),
+            cipher: other.cipher.or(base.cipher),
+            key_size: other.key_size.or(base.key_size),
+            skip: other.skip.or(base.skip),
+            iv_large_sectors: other.iv_large_sectors.or(base.iv_large_sectors),
+            cipher_kernel: other.cipher_kernel.or(base.cipher_kernel),
+            insecure: if other.insecure.is_empty() { base.insecure } else { other.insecure },
+            num_queues: other.num_queues.or(base.num_queues),
+            queue_size: other.queue_size.or(base.queue_size),
+            serial: other.serial.or(base.serial),
+            cache: other.cache.or(base.cache),
+            discard: other.discard.or(base.discard),
+            engine: other.engine.or(base.engine),
+            once: other.once.or(base.once),
+            log_level: other.log_level.or(base.log_level),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::{CommandFactory, Parser};
+    use serde::de::value::Error as SerdeError;
+    use serde::de::{self, Deserializer, Visitor};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct OnlyOptions {
+        #[command(flatten)]
+        options: ServeOptions,
+    }
+
+    fn from_command_line(arguments: &[&str]) -> ServeOptions {
+        OnlyOptions::parse_from(std::iter::once(&"sealblk").chain(arguments)).options
+    }
+
+    /// One valid value for every option: as on the command line, and as in the file.
+    const SAMPLES: [(&str, &str, &str); 24] = [
+        ("socket-path", "--socket-path=/s", "'/s'"),
+        ("fd", "--fd=7", "7"),
+        ("connect", "--connect=/c", "'/c'"),
+        ("blk-file", "--blk-file=/v", "'/v'"),
+        ("read-only", "--read-only", "true"),
+        ("format", "--format=none", "'none'"),
+        ("sector-size", "--sector-size=4096", "4096"),
+        ("offset", "--offset=2048", "2048"),
+        ("direct", "--direct=off", "'off'"),
+        ("key", "--key=fd:9", "'fd:9'"),
+        ("cipher", "--cipher=aes-xts-plain", "'aes-xts-plain'"),
+        ("key-size", "--key-size=256", "256"),
+        ("skip", "--skip=16", "16"),
+        ("iv-large-sectors", "--iv-large-sectors=false", "false"),
+        ("cipher-kernel", "--cipher-kernel=portable", "'portable'"),
+        ("insecure", "--insecure=equal-key-halves", "['equal-key-halves']"),
+        ("num-queues", "--num-queues=3", "3"),
+        ("queue-size", "--queue-size=64", "64"),
+        ("serial", "--serial=S", "'S'"),
+        ("cache", "--cache=writethrough", "'writethrough'"),
+        ("discard", "--discard=pass", "'pass'"),
+        ("engine", "--engine=blocking", "'blocking'"),
+        ("once", "--once", "true"),
+        ("log-level", "--log-level=trace", "'trace'"),
+    ];
+
+    /// Collects the keys that a struct asks for.
+    struct KeysOf;
+
+    impl<'de> Deserializer<'de> for KeysOf {
+        type Error = SerdeError;
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            keys: &'static [&'static str],
+            _: V,
+        ) -> Result<V::Value, SerdeError> {
+            Err(de::Error::custom(keys.join(" ")))
+        }
+        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, SerdeError> {
+            unreachable!("only structs are asked for")
+        }
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+            unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
+    }
+
+    #[test]
+    fn command_line_and_file_know_the_same_options() {
+        let command = OnlyOptions::command();
+        let on_command_line: BTreeSet<_> = command.get_arguments().filter_map(|a| a.get_long()).collect();
+        let listing = ServeOptions::deserialize(KeysOf).unwrap_err().to_string();
+        let in_file: BTreeSet<_> = listing.split(' ').collect();
+        assert_eq!(on_command_line, in_file);
+        let sampled: BTreeSet<_> = SAMPLES.iter().map(|(name, ..)| *name).collect();
+        assert_eq!(on_command_line, sampled, "an option without a sample is not tested below");
+    }
+
+    #[test]
+    fn each_option_means_the_same_in_both_places() {
+        for (name, argument, value) in SAMPLES {
+            let written: ServeOptions = toml::from_str(&format!("{name} = {value}")).unwrap();
+            assert_eq!(written, from_command_line(&[argument]), "{name}");
+            assert_ne!(written, ServeOptions::default(), "{name}");
+        }
+    }
+
+    #[test]
+    fn each_option_survives_a_merge_from_either_side() {
+        for (name, argument, _) in SAMPLES {
+            let given = || from_command_line(&[argument]);
+            assert_eq!(given().overridden_by(ServeOptions::default()), given(), "{name}");
+            assert_eq!(ServeOptions::default().overridden_by(given()), given(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_overrides_the_file() {
+        let file: ServeOptions =
+            toml::from_str("read-only = true\ncache = 'writethrough'\ninsecure = ['plaintext']").unwrap();
+        let merged =
+            file.overridden_by(from_command_line(&["--read-only=false", "--insecure=equal-key-halves"]));
+        assert_eq!(merged.read_only, Some(false));
+        assert_eq!(merged.cache, Some(CacheMode::Writethrough));
+        assert_eq!(merged.insecure, [InsecureGate::EqualKeyHalves]);
+    }
+
+    #[test]
+    fn a_switch_is_a_word_or_a_boolean_in_the_file() {
+        let direct =
+            |value: &str| toml::from_str::<ServeOptions>(&format!("direct = {value}")).map(|o| o.direct);
+        for value in ["true", "'on'"] {
+            assert_eq!(direct(value), Ok(Some(Switch::On)));
+        }
+        for value in ["false", "'off'"] {
+            assert_eq!(direct(value), Ok(Some(Switch::Off)));
+        }
+        assert!(direct("1").unwrap_err().message().contains(r#""on", "off", true or false"#));
+    }
+
+    #[test]
+    fn a_socket_of_any_kind_overrides_one_of_any_other() {
+        let file = || toml::from_str::<ServeOptions>("socket-path = '/s'").unwrap();
+        let merged = file().overridden_by(from_command_line(&["--fd=3"]));
+        assert_eq!((merged.socket_path, merged.fd), (None, Some(3)));
+        assert_eq!(file().overridden_by(ServeOptions::default()).socket_path, Some("/s".into()));
+    }
+
+    #[test]
+    fn capabilities_are_asked_for_among_the_options_of_serve_only() {
+        let asks =
+            |line: &str| asks_for_capabilities(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(asks("sealblk serve --print-capabilities"));
+        assert!(asks("sealblk serve --fd=3 --nonsense --print-capabilities"));
+        assert!(!asks("sealblk serve -- --print-capabilities"));
+        assert!(!asks("sealblk other --print-capabilities"));
+        assert!(!asks("sealblk"));
+    }
+}

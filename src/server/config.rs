@@ -1,0 +1,135 @@
+//! What one served disk is made from: fully typed, every default settled.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::cipher::KernelChoice;
+use crate::format::VolumeFormat;
+use crate::format::plain::PlainFormat;
+use crate::format::unencrypted::UnencryptedFormat;
+use crate::keys::KeyReference;
+
+/// Most queues that a disk may have: one thread serves each.
+pub const NUM_QUEUES_MAX: u16 = 64;
+
+/// Largest ring that is ever accepted; QEMU's own limit as well.
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// Smallest ring in which a request fits without indirect descriptors: header, data and status are three
+/// descriptors, and a ring's size is a power of two.
+pub const QUEUE_SIZE_MIN: u16 = 4;
+
+/// Bytes of a virtio-blk serial, padded with zeroes.
+pub const SERIAL_BYTES: usize = 20;
+
+/// One disk and how to serve it.
+#[derive(Debug)]
+pub struct ServeConfig {
+    /// How the VMM and this process find each other.
+    pub endpoint: Endpoint,
+    /// Where the bytes lie.
+    pub volume: VolumeConfig,
+    /// What they mean.
+    pub format: FormatConfig,
+    /// The key, for formats that have one.
+    pub key: Option<KeyReference>,
+    /// What encrypts, for formats that have a key.
+    pub cipher_kernel: KernelChoice,
+    /// What the guest sees.
+    pub device: DeviceConfig,
+    /// What moves the bytes.
+    pub engine: EngineKind,
+    /// Exit when the VMM disconnects, instead of waiting for the next.
+    pub once: bool,
+}
+
+/// The vhost-user socket.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// Listen on a socket made at this path.
+    Listen(PathBuf),
+    /// A socket from the parent process, listening or connected.
+    Inherited(OwnedFd),
+    /// Connect to a VMM that listens at this path.
+    Connect(PathBuf),
+}
+
+/// The backing file or block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeConfig {
+    /// Its path.
+    pub path: PathBuf,
+    /// Never write to it, and let others read it meanwhile.
+    pub read_only: bool,
+    /// Bypass the host's page cache.
+    pub direct: bool,
+}
+
+/// The declared format, with what it needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FormatConfig {
+    /// dm-crypt's plain mode.
+    Plain(PlainFormat),
+    /// Not encrypted.
+    Unencrypted(UnencryptedFormat),
+}
+
+impl FormatConfig {
+    /// The format behind the joint that start-up works through.
+    pub fn volume_format(&self) -> &dyn VolumeFormat {
+        match self {
+            Self::Plain(format) => format,
+            Self::Unencrypted(format) => format,
+        }
+    }
+}
+
+/// The virtio device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Queues offered: 1 to [`NUM_QUEUES_MAX`].
+    pub num_queues: u16,
+    /// Largest ring accepted: a power of two from [`QUEUE_SIZE_MIN`] to [`QUEUE_SIZE_MAX`].
+    pub queue_size_max: u16,
+    /// What `VIRTIO_BLK_T_GET_ID` answers: ASCII, padded with zeroes.
+    pub serial: [u8; SERIAL_BYTES],
+    /// How the write cache starts out; the guest may change it.
+    pub cache: CacheMode,
+    /// What becomes of discards.
+    pub discard: DiscardPolicy,
+    /// Refuse writes.
+    pub read_only: bool,
+}
+
+/// When a write counts as done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheMode {
+    /// When the host has it; a flush makes it durable
+    #[default]
+    Writeback,
+    /// When it would survive a power failure
+    Writethrough,
+}
+
+/// What becomes of the guest's discards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiscardPolicy {
+    /// Not offered: storage cannot tell used sectors from unused ones
+    #[default]
+    Ignore,
+    /// Free the space, which shows whoever sees the storage which sectors are unused
+    Pass,
+}
+
+/// What moves bytes between memory and storage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// io_uring
+    #[default]
+    Uring,
+    /// One blocking system call at a time, for kernels without io_uring
+    Blocking,
+}

@@ -1,0 +1,137 @@
+//! The disk as virtio describes it: features, configuration space, write cache.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
+
+use super::config::{CacheMode, DeviceConfig, DiscardPolicy};
+use crate::virtio::DiskView;
+use crate::virtio::wire::{self, ConfigFields, feature};
+use crate::worker::Disk;
+
+/// The served disk, the same for every front end.
+#[derive(Debug)]
+pub(super) struct Device {
+    disk: Disk,
+    config: DeviceConfig,
+    /// The backing volume, for what is not done by a queue.
+    backing: File,
+    cache: Cell<Cache>,
+}
+
+/// The write cache as the driver knows it. It outlives resets and connections, since front ends remember it
+/// and do not ask again.
+#[derive(Clone, Copy, Debug)]
+struct Cache {
+    /// On, by the operator's choice or, later, the driver's.
+    writeback: bool,
+    /// Some front end has read or set that in the life of this process. One that has not may come from the time
+    /// of a predecessor, whose driver has turned the cache off and does not flush.
+    known: bool,
+}
+
+impl Device {
+    pub(super) fn new(disk: Disk, config: DeviceConfig, backing: File) -> Self {
+        let cache = Cache { writeback: config.cache == CacheMode::Writeback, known: false };
+        Self { disk, config, backing, cache: Cell::new(cache) }
+    }
+
+    pub(super) fn num_queues(&self) -> u16 {
+        self.config.num_queues
+    }
+
+    pub(super) fn queue_size_max(&self) -> u16 {
+        self.config.queue_size_max
+    }
+
+    /// What we offer to every front end.
+    pub(super) fn features(&self) -> u64 {
+        let always = feature::SIZE_MAX
+            | feature::SEG_MAX
+            | feature::BLK_SIZE
+            | feature::FLUSH
+            | feature::TOPOLOGY
+            | feature::CONFIG_WCE
+            | feature::MQ
+            | feature::INDIRECT_DESC
+            | feature::EVENT_IDX
+            | feature::VERSION_1
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let DiskView { read_only, discard, .. } = self.disk.view;
+        let written = match (read_only, discard) {
+            (true, _) => feature::RO,
+            (false, true) => feature::WRITE_ZEROES | feature::DISCARD,
+            (false, false) => feature::WRITE_ZEROES,
+        };
+        always | written
+    }
+
+    /// `len_bytes` bytes of the configuration space from `offset_bytes` on, for a driver that can flush or
+    /// cannot; zeroes where it has none.
+    pub(super) fn config_space(&self, can_flush: bool, offset_bytes: usize, len_bytes: usize) -> Vec<u8> {
+        let cache = Cache { known: true, ..self.cache.get() };
+        self.cache.set(cache);
+        let writeback = cache.writeback && can_flush;
+        let DiskView { geometry, read_only, discard } = self.disk.view;
+        let fields = ConfigFields {
+            num_queues: self.config.num_queues,
+            writeback,
+            discard: discard && !read_only,
+            write_zeroes: !read_only,
+        };
+        let space = wire::config_space(&geometry, fields);
+        space.into_iter().chain(std::iter::repeat(0)).skip(offset_bytes).take(len_bytes).collect()
+    }
+
+    /// Sets the write cache as the driver wants it, and returns how it wanted it before. Takes effect with
+    /// [`set_writeback`](Self::set_writeback).
+    pub(super) fn choose_writeback(&self, writeback: bool) -> bool {
+        self.cache.replace(Cache { writeback, known: true }).writeback
+    }
+
+    /// Whether the write cache is to be on for a driver that can flush or cannot.
+    pub(super) fn wants_writeback(&self, can_flush: bool) -> bool {
+        let cache = self.cache.get();
+        cache.writeback && cache.known && can_flush
+    }
+
+    /// Whether the write cache is on.
+    pub(super) fn is_writeback(&self) -> bool {
+        self.disk.volume.is_writeback()
+    }
+
+    /// Turns the write cache on or off, while no queue runs. Turning it off makes everything durable first.
+    ///
+    /// # Errors
+    /// When that fails. Writes from now on are durable all the same.
+    pub(super) fn set_writeback(&self, writeback: bool) -> io::Result<()> {
+        let synced = if self.disk.volume.is_writeback() && !writeback { self.sync() } else { Ok(()) };
+        self.disk.volume.set_writeback(writeback);
+        synced
+    }
+
+    /// Makes everything written durable.
+    ///
+    /// # Errors
+    /// When that fails, or has failed since the volume was opened: what was lost then cannot be made durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        if self.disk.view.read_only {
+            return Ok(());
+        }
+        if self.disk.volume.has_sync_failed() {
+            return Err(io::Error::other("an earlier fdatasync of the volume failed"));
+        }
+        self.backing.sync_data().inspect_err(|_| self.disk.volume.latch_sync_failure())
+    }
+}
+
+/// What requests are checked against.
+pub(super) fn disk_view(geometry: crate::geometry::Geometry, config: &DeviceConfig) -> DiskView {
+    DiskView {
+        geometry,
+        read_only: config.read_only,
+        discard: config.discard == DiscardPolicy::Pass && !config.read_only,
+    }
+}

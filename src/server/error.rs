@@ -1,0 +1,36 @@
+//! Why a disk cannot be served, or no longer.
+
+use std::io;
+
+use super::socket::SocketError;
+use super::volume_file::VolumeError;
+use crate::cipher::CipherError;
+use crate::format::FormatError;
+use crate::io::uring::UringError;
+use crate::keys::KeyError;
+
+/// Why serving ended other than by request.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The volume cannot be opened, locked or reached.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The key cannot be fetched.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Volume, key and declared format do not fit together.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The key does not make a cipher for this volume.
+    #[error(transparent)]
+    Cipher(#[from] CipherError),
+    /// The vhost-user socket cannot be made, taken over or connected to.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The I/O ring cannot be had.
+    #[error(transparent)]
+    Uring(#[from] UringError),
+    /// Serving failed after it had begun.
+    #[error("serving the disk failed")]
+    Session(#[from] io::Error),
+}

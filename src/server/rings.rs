@@ -1,0 +1,192 @@
+//! The rings of one session: what the front end has said of each, and whether its queue runs.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::guest::GuestMemory;
+use crate::virtio::{RingAddresses, RingError, RingSetup};
+use crate::worker::{QueueError, QueueSetup, QueueThread, WorkerGone};
+
+/// Why a ring could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    #[error(transparent)]
+    Gone(#[from] WorkerGone),
+    #[error("cannot duplicate a ring's descriptor")]
+    Descriptor(#[from] io::Error),
+}
+
+/// One ring as the front end has described it so far.
+#[derive(Debug, Default)]
+pub(super) struct Ring {
+    pub(super) size: u16,
+    pub(super) addresses: Option<RingAddresses>,
+    pub(super) next_available: u16,
+    pub(super) kick: Option<OwnedFd>,
+    pub(super) call: Option<OwnedFd>,
+    pub(super) error: Option<OwnedFd>,
+    pub(super) enabled: bool,
+    pub(super) running: bool,
+    /// Stopped by us, to go on as soon as it can.
+    paused: bool,
+}
+
+impl Ring {
+    /// What the ring would start with, at these addresses.
+    pub(super) fn setup(&self, addresses: RingAddresses, features: RingFeatures) -> RingSetup {
+        RingSetup {
+            size: self.size,
+            addresses,
+            next_available: self.next_available,
+            event_idx: features.event_idx,
+            indirect: features.indirect,
+        }
+    }
+}
+
+/// Features that a ring is started with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RingFeatures {
+    pub(super) event_idx: bool,
+    pub(super) indirect: bool,
+}
+
+/// All rings of a session, with the threads that serve them.
+#[derive(Debug)]
+pub(super) struct Rings<'a> {
+    threads: &'a [QueueThread],
+    rings: Vec<Ring>,
+    pub(super) features: RingFeatures,
+}
+
+impl<'a> Rings<'a> {
+    pub(super) fn new(threads: &'a [QueueThread]) -> Self {
+        let rings = threads.iter().map(|_| Ring::default()).collect();
+        Self { threads, rings, features: RingFeatures::default() }
+    }
+
+    pub(super) fn get_mut(&mut self, index: usize) -> Option<(&mut Ring, &'a QueueThread)> {
+        self.rings.get_mut(index).zip(self.threads.get(index))
+    }
+
+    pub(super) fn any_running(&self) -> bool {
+        self.rings.iter().any(|ring| ring.running)
+    }
+
+    /// Marks every ring enabled: without vhost-user's own features there is no message for it.
+    pub(super) fn enable_all(&mut self) {
+        for ring in &mut self.rings {
+            ring.enabled = true;
+        }
+    }
+
+    /// Starts the ring once everything is known of it. It looks at the ring at once, without waiting for a
+    /// kick, since the one for requests that are there already may be long gone.
+    pub(super) fn start_if_ready(
+        &mut self,
+        index: usize,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<(), StartError> {
+        let ring = &mut self.rings[index];
+        let (Some(addresses), Some(kick)) = (ring.addresses, &ring.kick) else { return Ok(()) };
+        if ring.running || ring.size == 0 {
+            return Ok(());
+        }
+        let clone = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
+        let setup = QueueSetup {
+            index: index as u16,
+            ring: ring.setup(addresses, self.features),
+            memory: Arc::clone(memory),
+            kick: kick.try_clone()?,
+            call: clone(&ring.call)?,
+            error: clone(&ring.error)?,
+            enabled: ring.enabled,
+        };
+        self.threads[index].start(setup)??;
+        ring.running = true;
+        tracing::debug!(
+            queue = index,
+            size = ring.size,
+            next_available = ring.next_available,
+            "ring started"
+        );
+        Ok(())
+    }
+
+    /// Stops the ring, once the requests taken from it are answered, and returns the index it would go on at.
+    pub(super) fn stop(&mut self, index: usize) -> Result<u16, WorkerGone> {
+        let ring = &mut self.rings[index];
+        ring.paused = false;
+        if ring.running {
+            if let Some(state) = self.threads[index].stop()? {
+                ring.next_available = state.next_available;
+            }
+            ring.running = false;
+            tracing::debug!(queue = index, next_available = ring.next_available, "ring stopped");
+        }
+        Ok(ring.next_available)
+    }
+
+    /// Stops all rings and forgets what the driver has to say of them anew. The error descriptor is the front
+    /// end's own, said once.
+    pub(super) fn reset(&mut self) -> Result<(), WorkerGone> {
+        for index in 0..self.rings.len() {
+            self.stop(index)?;
+            let error = self.rings[index].error.take();
+            self.rings[index] = Ring { error, ..Ring::default() };
+        }
+        Ok(())
+    }
+
+    /// Stops all rings and forgets everything.
+    pub(super) fn forget(&mut self) -> Result<(), WorkerGone> {
+        self.reset()?;
+        self.rings.fill_with(Ring::default);
+        Ok(())
+    }
+
+    /// Stops the rings that run, until [`resume`](Self::resume). In between, nothing of the guest's memory is
+    /// touched and nothing is under way to the volume.
+    pub(super) fn pause(&mut self) -> Result<(), WorkerGone> {
+        for index in 0..self.rings.len() {
+            if self.rings[index].running {
+                self.stop(index)?;
+                self.rings[index].paused = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts what was paused again, where it was. A ring that is not in `memory` waits for memory that has it.
+    pub(super) fn resume(&mut self, memory: &Arc<GuestMemory>) -> Result<(), StartError> {
+        let mut failed = Ok(());
+        for index in 0..self.rings.len() {
+            if !self.rings[index].paused {
+                continue;
+            }
+            match self.start_if_ready(index, memory) {
+                Ok(()) => self.rings[index].paused = false,
+                Err(error @ (StartError::Queue(_) | StartError::Ring(_))) => {
+                    tracing::warn!(queue = index, %error, "the front end took a running ring's memory; it waits");
+                }
+                Err(error) => failed = Err(error),
+            }
+        }
+        failed
+    }
+
+    /// Lets running rings see memory that was added.
+    pub(super) fn extend_memory(&mut self, memory: &Arc<GuestMemory>) -> Result<(), StartError> {
+        for (ring, thread) in self.rings.iter().zip(self.threads) {
+            if ring.running {
+                thread.extend_memory(Arc::clone(memory))??;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,255 @@
+//! The vhost-user socket: made, inherited or connected to, and one front end at a time on it.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+
+use super::config::Endpoint;
+use super::stop::{Readiness, StopSignal};
+
+/// How long to wait between attempts to connect.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The longest path that fits a socket address, with the zero byte that ends it.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Somebody answers there.
+    #[error("socket {path} is in use by a live process: stop it, or choose another path")]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Not ours to remove.
+    #[error("{path} exists and is not a socket: choose another path, or remove it")]
+    NotASocket {
+        /// What is in the way.
+        path: PathBuf,
+    },
+    /// The kernel refuses to make it.
+    #[error("cannot listen on socket {path}")]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The VMM's socket cannot be connected to, and waiting will not help.
+    #[error("cannot connect to socket {path}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// No socket address is that long.
+    #[error("socket path {path} is too long: {} bytes, of at most {SOCKET_PATH_BYTES_MAX}", path.as_os_str().len())]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The inherited descriptor is something else.
+    #[error("the descriptor given with --fd is not a Unix stream socket that listens or is connected")]
+    WrongKind,
+    /// Waiting for front ends failed.
+    #[error("waiting for the VMM on the vhost-user socket failed")]
+    Wait(#[source] io::Error),
+}
+
+/// Where front ends come from.
+#[derive(Debug)]
+pub(super) enum Socket {
+    /// They connect to a socket of ours.
+    Listening {
+        /// Its file, when we have made it. Removed before the socket is closed: until then nobody takes it for
+        /// a stale one, and its inode is not used again.
+        _file: Option<SocketFile>,
+        /// The socket.
+        listener: UnixListener,
+    },
+    /// There is only this one.
+    Connected(Option<UnixStream>),
+    /// We connect to a socket of theirs.
+    Connecting {
+        /// Where it is.
+        path: PathBuf,
+        /// Whether this is not the first attempt: then there is a pause before it.
+        tried: bool,
+    },
+}
+
+impl Socket {
+    pub(super) fn open(endpoint: Endpoint) -> Result<Self, SocketError> {
+        match endpoint {
+            Endpoint::Listen(path) | Endpoint::Connect(path)
+                if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX =>
+            {
+                Err(SocketError::PathTooLong { path })
+            }
+            Endpoint::Listen(path) => Self::listen(path),
+            Endpoint::Inherited(fd) => Self::inherit(fd),
+            Endpoint::Connect(path) => Ok(Self::Connecting { path, tried: false }),
+        }
+    }
+
+    fn listen(path: PathBuf) -> Result<Self, SocketError> {
+        remove_stale(&path)?;
+        // The file is born with mode 0600: changing it afterwards would leave a moment.
+        let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
+        let listener = UnixListener::bind(&path);
+        rustix::process::umask(umask);
+        let made = listener.and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok((listener, SocketFile::of(&path)?))
+        });
+        match made {
+            Ok((listener, file)) => Ok(Self::Listening { _file: Some(file), listener }),
+            Err(source) => Err(SocketError::Listen { path, source }),
+        }
+    }
+
+    fn inherit(fd: OwnedFd) -> Result<Self, SocketError> {
+        let is_unix = sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX);
+        if !is_unix || sockopt::socket_type(&fd) != Ok(SocketType::STREAM) {
+            return Err(SocketError::WrongKind);
+        }
+        if sockopt::socket_acceptconn(&fd).unwrap_or(false) {
+            return Ok(Self::Listening { _file: None, listener: UnixListener::from(fd) });
+        }
+        let stream = UnixStream::from(fd);
+        stream.peer_addr().map_err(|_| SocketError::WrongKind)?;
+        stream.set_nonblocking(false).map_err(SocketError::Wait)?;
+        Ok(Self::Connected(Some(stream)))
+    }
+
+    /// Waits for the next front end. `None` when there will be none: we were told to stop, or the only one has
+    /// been.
+    pub(super) fn next_front_end(&mut self, stop: &StopSignal) -> Result<Option<UnixStream>, SocketError> {
+        match self {
+            Self::Connected(stream) => Ok(stream.take()),
+            Self::Listening { listener, .. } => loop {
+                if stop.wait_for(listener.as_fd(), None).map_err(SocketError::Wait)? == Readiness::Stop {
+                    return Ok(None);
+                }
+                match listener.accept() {
+                    Ok((stream, _)) => {
+                        // An inherited listener may hand down a flag that we do not want.
+                        stream.set_nonblocking(false).map_err(SocketError::Wait)?;
+                        return Ok(Some(stream));
+                    }
+                    // It has gone again, or a process that shares the listener was faster.
+                    Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {}
+                    Err(error) => return Err(SocketError::Wait(error)),
+                }
+            },
+            Self::Connecting { path, tried } => loop {
+                // A VMM that accepts and hangs up again is not called in a circle.
+                let pause = if std::mem::replace(tried, true) { CONNECT_INTERVAL } else { Duration::ZERO };
+                if stop.wait(pause).map_err(SocketError::Wait)? == Readiness::Stop {
+                    return Ok(None);
+                }
+                match connect(path) {
+                    Ok(stream) => return Ok(Some(stream)),
+                    Err(error) if is_worth_retrying(&error) => {
+                        tracing::debug!(path = %path.display(), %error, "the VMM does not listen yet");
+                    }
+                    Err(source) => return Err(SocketError::Connect { path: path.clone(), source }),
+                }
+            },
+        }
+    }
+
+    /// Whether another front end may come after the one that has gone.
+    pub(super) fn has_more(&self) -> bool {
+        !matches!(self, Self::Connected(_))
+    }
+}
+
+/// Connects without waiting for a place in a full backlog.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Whether somebody listens at `path`, or `None` when nothing is there. Asked with a socket of the wrong type,
+/// which the kernel refuses differently for a live socket and a dead one, so that a live one notices nothing.
+fn is_live(path: &Path) -> io::Result<Option<bool>> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => Ok(Some(false)),
+        Err(Errno::NOENT) => Ok(None),
+        // A stream socket, or (without an error) one that takes datagrams: somebody holds it open.
+        Err(Errno::PROTOTYPE) | Ok(()) => Ok(Some(true)),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The VMM is not there yet, or between two lives.
+fn is_worth_retrying(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::WouldBlock | ErrorKind::Interrupted
+    )
+}
+
+/// Makes way for a new socket: removes one that nobody listens on, and nothing else.
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let listen_error = |source| SocketError::Listen { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(listen_error(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(SocketError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    match is_live(path).map_err(listen_error)? {
+        Some(true) => Err(SocketError::InUse { path: path.to_owned() }),
+        Some(false) => fs::remove_file(path).map_err(listen_error),
+        None => Ok(()),
+    }
+}
+
+/// A socket's file, removed with this value unless something else has taken its place.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+/// What tells one file from another that has its name.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}

@@ -1,0 +1,39 @@
+//! From a configuration to a disk that is ready to serve: volume, key, format, in this order.
+
+use tracing::info;
+
+use super::config::ServeConfig;
+use super::error::ServeError;
+use super::volume_file::{OpenedVolume, open_volume};
+use crate::format::Unlocked;
+
+/// An open volume and what its format made of it.
+#[derive(Debug)]
+pub struct Disk {
+    /// The open and locked volume.
+    pub volume: OpenedVolume,
+    /// Where its payload lies and how that is encrypted.
+    pub unlocked: Unlocked,
+}
+
+/// Opens the volume, fetches the key, unlocks the one with the other, and checks that every sector can be
+/// reached. When this returns, no secret is left but the volume key inside the result.
+///
+/// # Errors
+/// See [`ServeError`].
+pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
+    let volume = open_volume(&config.volume)?;
+    let secret = config.key.as_ref().map(|key| key.fetch()).transpose()?;
+    let unlocked = config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?;
+    volume.check_alignment(&unlocked.geometry)?;
+    info!(
+        volume = %config.volume.path.display(),
+        capacity_bytes = unlocked.geometry.capacity_bytes,
+        sector_bytes = unlocked.geometry.sector_size.bytes(),
+        encrypted = unlocked.encryption.is_some(),
+        read_only = config.volume.read_only,
+        direct_align_bytes = volume.direct_align_bytes,
+        "disk is ready"
+    );
+    Ok(Disk { volume, unlocked })
+}
