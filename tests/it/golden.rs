@@ -1,0 +1,73 @@
+//! Volumes that the Linux kernel's dm-crypt wrote, read through our device.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::harness::*;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(name)
+}
+
+/// The documented plaintext: block `i` of 32 bytes is SHA-256 of "rv-golden-v1" and `i` as 64 bits, little endian.
+fn stream(offset_bytes: usize, len: usize) -> Vec<u8> {
+    let first = offset_bytes / 32;
+    let block = |i: usize| {
+        Sha256::new().chain_update(b"rv-golden-v1").chain_update((i as u64).to_le_bytes()).finalize()
+    };
+    let bytes: Vec<u8> = (first..(offset_bytes + len).div_ceil(32)).flat_map(block).collect();
+    bytes[offset_bytes % 32..][..len].to_vec()
+}
+
+fn reads_back(name: &str) {
+    let manifest = std::fs::read_to_string(golden("manifest.json")).expect("read the manifest");
+    let manifest: Value = serde_json::from_str(&manifest).expect("the manifest is JSON");
+    let images = manifest["images"].as_array().expect("a list of images");
+    let entry = images.iter().find(|image| image["name"] == name).expect("the image is in the manifest");
+    let compressed =
+        std::fs::File::open(golden(entry["file"].as_str().expect("a file name"))).expect("open the image");
+    let mut image = Vec::new();
+    flate2::read::GzDecoder::new(compressed).read_to_end(&mut image).expect("unpack the image");
+    assert_eq!(image.len() as u64, entry["image_bytes"].as_u64().expect("a size"));
+    let key = unhex(entry["key_hex"].as_str().expect("a key"));
+    let sector_bytes = entry["block_size"].as_u64().expect("a block size") as usize;
+    let layout = Layout { key: Some(key), sector_bytes, ..Layout::encrypted(image.len()) };
+    let original = image.clone();
+    let mut backend = Serve::volume(layout).image(image).start();
+    let frontend = Frontend::connect(backend.socket());
+    let mut hash = Sha256::new();
+    for extent in entry["extents"].as_array().expect("extents") {
+        let number = |i: usize| extent[i].as_u64().expect("a number") as usize;
+        let data = frontend.run(&Request::read(number(0) as u64 / 512, number(1))).ok();
+        assert!(data == stream(number(0), number(1)), "{name}: {} bytes at {}", number(1), number(0));
+        hash.update(&data);
+    }
+    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, entry["extents_sha256"].as_str().expect("a digest"));
+    // Writing the plaintext again must make the very same ciphertext.
+    for extent in entry["extents"].as_array().expect("extents") {
+        let number = |i: usize| extent[i].as_u64().expect("a number") as usize;
+        frontend.run(&Request::write(number(0) as u64 / 512, &stream(number(0), number(1)))).ok();
+    }
+    drop(frontend);
+    backend.terminate();
+    assert!(backend.volume.raw() == original, "{name}: rewriting the plaintext changed the volume");
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digit = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).expect("hexadecimal");
+    (0..text.len()).step_by(2).map(digit).collect()
+}
+
+#[test]
+fn plain_512() {
+    reads_back("plain-512");
+}
+
+#[test]
+fn plain_4096() {
+    reads_back("plain-4096");
+}

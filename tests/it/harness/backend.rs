@@ -1,0 +1,293 @@
+//! A `sealblk serve` process: started, watched by a deadline, and never left behind.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tempfile::TempDir;
+
+use super::ring::poll_readable;
+use super::volume::{Layout, Volume};
+
+/// No test keeps a process longer than this: a hang ends as a failure.
+const LIFETIME: Duration = Duration::from_secs(75);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How the process gets its socket.
+enum Endpoint {
+    /// It makes a socket at the usual path.
+    Listen,
+    /// It inherits this socket as descriptor 3.
+    Inherit(OwnedFd),
+    /// It connects to the usual path.
+    Connect,
+}
+
+/// What to serve and how. Build it, then [`Serve::start`].
+pub struct Serve {
+    layout: Layout,
+    image: Option<Vec<u8>>,
+    args: Vec<String>,
+    queues: usize,
+    endpoint: Endpoint,
+}
+
+impl Serve {
+    /// A 4 MiB volume with 512-byte sectors under a 512-bit key, on one queue.
+    pub fn encrypted() -> Self {
+        Self::volume(Layout::encrypted(4 << 20))
+    }
+
+    /// A volume of another shape.
+    pub fn volume(layout: Layout) -> Self {
+        Self { layout, image: None, args: Vec::new(), queues: 1, endpoint: Endpoint::Listen }
+    }
+
+    /// The encryption sector size.
+    pub fn sector_bytes(mut self, bytes: usize) -> Self {
+        self.layout.sector_bytes = bytes;
+        self
+    }
+
+    /// The size of the guest's disk.
+    pub fn payload_bytes(mut self, bytes: usize) -> Self {
+        self.layout.payload_bytes = bytes;
+        self
+    }
+
+    /// Serves these bytes instead of a fresh image.
+    pub fn image(mut self, bytes: Vec<u8>) -> Self {
+        self.image = Some(bytes);
+        self
+    }
+
+    /// The number of queues.
+    pub fn queues(mut self, count: usize) -> Self {
+        self.queues = count;
+        self
+    }
+
+    /// Further command-line arguments.
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Hands over a socket, listening or connected.
+    pub fn inherit(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.endpoint = Endpoint::Inherit(socket.into());
+        self
+    }
+
+    /// Lets the process connect to [`Backend::socket`], where the test listens.
+    pub fn connecting(mut self) -> Self {
+        self.endpoint = Endpoint::Connect;
+        self
+    }
+
+    /// Starts the process, and waits for its socket if it makes one.
+    pub fn start(self) -> Backend {
+        let dir = tempfile::Builder::new().prefix("sb").tempdir().expect("temporary directory");
+        let volume = match &self.image {
+            Some(bytes) => Volume::adopt(dir.path(), bytes, self.layout.clone()),
+            None => Volume::create(dir.path(), self.layout.clone()),
+        };
+        let socket = dir.path().join("s");
+        let listens = matches!(self.endpoint, Endpoint::Listen);
+        let mut child = self.spawn(&volume, &socket);
+        let pid = Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("pidfd of our own child");
+        let stderr = capture(child.stderr.take().expect("stderr is piped"));
+        let watchdog = watch(pidfd.try_clone().expect("duplicate pidfd"));
+        let mut backend =
+            Backend { _dir: dir, volume, socket, child, pidfd, stderr, _watchdog: watchdog, over: false };
+        if listens {
+            backend.wait_for_socket();
+        }
+        backend
+    }
+
+    fn spawn(self, volume: &Volume, socket: &Path) -> Child {
+        let mut args = vec!["serve".to_string()];
+        args.extend(["--blk-file".into(), path_text(&volume.image)]);
+        args.extend(["--num-queues".into(), self.queues.to_string()]);
+        args.extend(format_args(volume));
+        args.extend(self.args);
+        let program = env!("CARGO_BIN_EXE_sealblk");
+        let (mut command, stdin) = match self.endpoint {
+            Endpoint::Listen => {
+                args.extend(["--socket-path".into(), path_text(socket)]);
+                (Command::new(program), Stdio::null())
+            }
+            Endpoint::Connect => {
+                args.extend(["--connect".into(), path_text(socket)]);
+                (Command::new(program), Stdio::null())
+            }
+            Endpoint::Inherit(fd) => {
+                // A shell moves the socket to descriptor 3, then becomes the server.
+                args.extend(["--fd".into(), "3".into()]);
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", "exec 3<&0 </dev/null; exec \"$@\"", "sh", program]);
+                (shell, Stdio::from(fd))
+            }
+        };
+        command.args(args).stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().expect("start the server")
+    }
+}
+
+fn format_args(volume: &Volume) -> Vec<String> {
+    let layout = &volume.layout;
+    let mut args: Vec<String> = Vec::new();
+    match (&layout.key, &volume.key_file) {
+        (Some(key), Some(path)) => {
+            args.extend(["--format", "plain", "--cipher", "aes-xts-plain64"].map(String::from));
+            args.extend(["--key-size".into(), (key.len() * 8).to_string()]);
+            args.extend(["--sector-size".into(), layout.sector_bytes.to_string()]);
+            args.extend(["--key".into(), format!("file:{}", path_text(path))]);
+            args.extend(["--offset".into(), layout.offset_sectors.to_string()]);
+            args.extend(["--skip".into(), layout.skip_sectors.to_string()]);
+            args.extend(layout.iv_large_sectors.then(|| "--iv-large-sectors".to_string()));
+        }
+        _ => args.extend(["--format", "none", "--insecure", "plaintext"].map(String::from)),
+    }
+    args
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_str().expect("temporary paths are text").to_string()
+}
+
+/// A running server and its volume. Dropping it kills the process.
+pub struct Backend {
+    _dir: TempDir,
+    pub volume: Volume,
+    socket: PathBuf,
+    child: Child,
+    pidfd: OwnedFd,
+    stderr: Arc<Mutex<String>>,
+    _watchdog: Sender<()>,
+    over: bool,
+}
+
+impl Backend {
+    /// Where the server listens, or where a test listens for it.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What each of the process's descriptors refers to.
+    pub fn open_files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the process runs");
+        let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.map(|link| link.display().to_string()).collect()
+    }
+
+    /// CPU time that the process has used, in hundredths of a second.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the process runs");
+        let (_, after_name) = stat.rsplit_once(") ").expect("the name is in parentheses");
+        let field =
+            |i: usize| after_name.split(' ').nth(i - 3).expect("a field").parse::<u64>().expect("a number");
+        field(14) + field(15)
+    }
+
+    /// What the process has logged so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.lock().expect("no panic while logging").clone()
+    }
+
+    fn wait_for_socket(&mut self) {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.socket.exists() {
+            if let Some(status) = self.child.try_wait().expect("wait for our own child") {
+                panic!("the server ended before its socket was there: {status}");
+            }
+            assert!(Instant::now() < deadline, "no socket within {START_TIMEOUT:?}");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// How the process has ended, if it has.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        let status = self.child.try_wait().expect("wait for our own child");
+        self.over |= status.is_some();
+        status
+    }
+
+    /// Asserts that the process runs.
+    pub fn assert_alive(&mut self) {
+        let status = self.child.try_wait().expect("wait for our own child");
+        assert!(status.is_none(), "the server died: {}", status.expect("just checked"));
+    }
+
+    /// Sends SIGTERM.
+    pub fn signal_term(&self) {
+        rustix::process::pidfd_send_signal(&self.pidfd, Signal::TERM).expect("signal our own child");
+    }
+
+    /// Waits, within bounds, until the process ends by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let ended = poll_readable(self.pidfd.as_fd(), EXIT_TIMEOUT);
+        assert!(ended, "the server did not exit within {EXIT_TIMEOUT:?}");
+        self.over = true;
+        self.child.wait().expect("wait for our own child")
+    }
+
+    /// SIGTERM, then exit status 0 within bounds.
+    pub fn terminate(&mut self) {
+        self.assert_alive();
+        self.signal_term();
+        let status = self.wait();
+        assert!(status.success(), "SIGTERM must end in exit status 0, got {status}");
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if !self.over {
+            // It may have died already; then there is nothing to kill.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if thread::panicking() {
+            eprintln!("--- the server logged:\n{}---", self.stderr());
+        }
+    }
+}
+
+fn capture(mut pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text = Arc::new(Mutex::new(String::new()));
+    let sink = text.clone();
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            sink.lock().expect("no panic while logging").push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    });
+    text
+}
+
+/// Kills the process when it outlives every deadline, which turns any blocked wait on it into an error.
+fn watch(pidfd: OwnedFd) -> Sender<()> {
+    let (cancel, cancelled) = mpsc::channel();
+    thread::spawn(move || {
+        if cancelled.recv_timeout(LIFETIME) == Err(mpsc::RecvTimeoutError::Timeout) {
+            // It may have ended meanwhile.
+            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+        }
+    });
+    cancel
+}

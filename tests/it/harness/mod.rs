@@ -1,0 +1,18 @@
+//! What the tests stand on: a served disk, a guest's memory, and a front end that does what it is told.
+
+pub mod backend;
+pub mod case;
+pub mod driver;
+pub mod fd;
+pub mod frontend;
+pub mod memory;
+pub mod page_cache;
+pub mod request;
+pub mod ring;
+pub mod volume;
+pub mod wire;
+
+pub use backend::{Backend, Serve};
+pub use frontend::{Frontend, Setup};
+pub use request::Request;
+pub use volume::{Layout, Random, pattern};
