@@ -1,0 +1,170 @@
+//! Serving a volume to a guest: by `sealblk`, or by QEMU's storage daemon where that stands in for comparison.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::process::Process;
+use super::volume::Volume;
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Who serves the disks of this run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BackEnd {
+    /// The binary under test.
+    Sealblk,
+    /// QEMU's storage daemon, serving the image as it is: nothing is encrypted.
+    QemuStorageDaemon,
+}
+
+impl BackEnd {
+    /// The back end that the environment asks for.
+    pub(crate) fn chosen() -> Self {
+        match env::var("SEALBLK_GUEST_BACKEND").as_deref() {
+            Err(_) | Ok("sealblk") => Self::Sealblk,
+            Ok("qsd") => Self::QemuStorageDaemon,
+            Ok(other) => panic!("SEALBLK_GUEST_BACKEND is '{other}'; it may be 'sealblk' or 'qsd'"),
+        }
+    }
+
+    /// Fails a test that the stand-in cannot pass.
+    pub(crate) fn require_sealblk(reason: &str) {
+        assert_eq!(Self::chosen(), Self::Sealblk, "only sealblk can pass this test: {reason}");
+    }
+
+    fn program(self) -> PathBuf {
+        // Cargo sets the variable for a package with such a binary.
+        match (self, option_env!("CARGO_BIN_EXE_sealblk")) {
+            (Self::Sealblk, Some(path)) => path.into(),
+            (Self::Sealblk, None) => panic!("this package builds no sealblk binary"),
+            (Self::QemuStorageDaemon, _) => "qemu-storage-daemon".into(),
+        }
+    }
+
+    fn arguments(self, volume: &Volume, options: &ServeOptions, socket: &Path) -> Vec<String> {
+        match self {
+            Self::Sealblk => sealblk_arguments(volume, options, socket),
+            Self::QemuStorageDaemon => qsd_arguments(volume, options, socket),
+        }
+    }
+}
+
+/// How a volume is served, beside its layout.
+#[derive(Clone, Debug)]
+pub(crate) struct ServeOptions {
+    pub(crate) queue_count: u16,
+    pub(crate) pass_discard: bool,
+    pub(crate) writethrough: bool,
+    pub(crate) read_only: bool,
+    pub(crate) direct: bool,
+    pub(crate) serial: Option<&'static str>,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            queue_count: 1,
+            pass_discard: false,
+            writethrough: false,
+            read_only: false,
+            direct: true,
+            serial: None,
+        }
+    }
+}
+
+/// A disk that a guest can be given: a back end process that listens on a socket.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) socket: PathBuf,
+    pub(crate) process: Process,
+}
+
+impl Served {
+    /// Starts the chosen back end for `volume` and waits until it listens. Socket and log lie beside the image.
+    pub(crate) fn start(volume: &Volume, options: &ServeOptions) -> Self {
+        let back_end = BackEnd::chosen();
+        let socket = volume.image.with_extension("sock");
+        let arguments = back_end.arguments(volume, options, &socket);
+        let log = volume.image.with_extension("log");
+        let name = format!("{back_end:?} {}", arguments.join(" "));
+        let mut process = Process::spawn(&name, &back_end.program(), &arguments, &log);
+        let deadline = Instant::now() + START_LIMIT;
+        while !socket.exists() {
+            if let Some(status) = process.wait(Duration::ZERO) {
+                panic!("the back end ended ({status}) instead of listening\n{}", process.tail());
+            }
+            assert!(Instant::now() < deadline, "the back end does not listen\n{}", process.tail());
+            sleep(Duration::from_millis(5));
+        }
+        Self { socket, process }
+    }
+
+    /// Asks the back end to end, which it must do in time and with exit status 0, leaving every write on the image.
+    pub(crate) fn stop(mut self) {
+        self.process.terminate();
+        let status = self.process.wait(STOP_LIMIT);
+        let status =
+            status.unwrap_or_else(|| panic!("SIGTERM did not end the back end\n{}", self.process.tail()));
+        assert!(status.success(), "the back end ended with {status} after SIGTERM\n{}", self.process.tail());
+    }
+}
+
+fn sealblk_arguments(volume: &Volume, options: &ServeOptions, socket: &Path) -> Vec<String> {
+    let layout = &volume.layout;
+    let mut arguments: Vec<String> =
+        ["serve", "--format", "plain", "--cipher", "aes-xts-plain64"].map(str::to_owned).into();
+    let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    option("--socket-path", path(socket));
+    option("--blk-file", path(&volume.image));
+    option("--key", format!("file:{}", volume.key_file.display()));
+    option("--key-size", layout.key.count().to_string());
+    option("--sector-size", layout.sector_bytes.to_string());
+    option("--offset", layout.offset_sectors.to_string());
+    option("--skip", layout.skip_sectors.to_string());
+    option("--num-queues", options.queue_count.to_string());
+    option("--discard", if options.pass_discard { "pass" } else { "ignore" }.to_owned());
+    option("--cache", if options.writethrough { "writethrough" } else { "writeback" }.to_owned());
+    option("--direct", if options.direct { "on" } else { "off" }.to_owned());
+    if let Some(serial) = options.serial {
+        option("--serial", serial.to_owned());
+    }
+    if options.read_only {
+        arguments.push("--read-only".to_owned());
+    }
+    if layout.iv_large_sectors {
+        arguments.push("--iv-large-sectors".to_owned());
+    }
+    arguments
+}
+
+fn qsd_arguments(volume: &Volume, options: &ServeOptions, socket: &Path) -> Vec<String> {
+    let on_off = |on: bool| if on { "on" } else { "off" };
+    let node = format!(
+        "discard={},read-only={}",
+        if options.pass_discard { "unmap" } else { "ignore" },
+        on_off(options.read_only)
+    );
+    vec![
+        "--blockdev".to_owned(),
+        format!("driver=file,node-name=file,filename={},{node}", path(&volume.image)),
+        "--blockdev".to_owned(),
+        format!("driver=raw,node-name=disk,file=file,offset={},{node}", volume.layout.offset_sectors * 512),
+        "--export".to_owned(),
+        format!(
+            "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={},writable={},num-queues={},\
+             logical-block-size={}",
+            path(socket),
+            on_off(!options.read_only),
+            options.queue_count,
+            volume.layout.sector_bytes
+        ),
+    ]
+}
+
+fn path(path: &Path) -> String {
+    path.to_str().expect("temporary folders have plain names").to_owned()
+}

@@ -1,0 +1,10 @@
+//! Starts back ends and guests for the tests, within limits of time, and leaves nothing behind.
+
+pub(crate) mod backend;
+pub(crate) mod process;
+pub(crate) mod qemu;
+pub(crate) mod volume;
+
+pub(crate) use backend::{BackEnd, ServeOptions, Served};
+pub(crate) use qemu::Guest;
+pub(crate) use volume::{KeyBits, PlainLayout, Volume};

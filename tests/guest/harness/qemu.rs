@@ -1,0 +1,151 @@
+//! One boot of the guest: its disks, its script, its results.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::backend::Served;
+use super::process::Process;
+
+/// Long enough for a boot and a script under emulation on a busy machine; a hang is what it is for.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(240);
+
+/// A guest to be booted.
+#[derive(Debug)]
+pub(crate) struct Guest<'disk> {
+    folder: PathBuf,
+    script: &'static str,
+    arguments: Vec<String>,
+    served: Vec<&'disk Served>,
+    limit: Duration,
+}
+
+/// What a guest's script reported.
+#[derive(Debug)]
+pub(crate) struct Report {
+    results: BTreeMap<String, String>,
+}
+
+/// The tests' folder in the source tree.
+fn source(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
+}
+
+impl<'disk> Guest<'disk> {
+    /// A guest that runs `tests/guest/scripts/<script>.sh`. Its logs go to `folder`.
+    pub(crate) fn new(folder: &Path, script: &'static str) -> Self {
+        let path = source("tests/guest/scripts").join(script).with_extension("sh");
+        let guest = Self {
+            folder: folder.to_owned(),
+            script,
+            arguments: Vec::new(),
+            served: Vec::new(),
+            limit: DEFAULT_LIMIT,
+        };
+        guest.option("--script", path.display())
+    }
+
+    /// Attaches a served disk. Disks are numbered from 0 in the order in which they are attached.
+    pub(crate) fn disk(mut self, served: &'disk Served) -> Self {
+        let socket = served.socket.display().to_string();
+        self.served.push(served);
+        self.option("--socket", socket)
+    }
+
+    /// Attaches a file as it is, served by QEMU itself.
+    pub(crate) fn raw_disk(self, file: &Path) -> Self {
+        self.option("--raw", file.display())
+    }
+
+    /// Attaches the disk that `run_fio` needs.
+    pub(crate) fn with_fio(mut self) -> Self {
+        self.arguments.push("--fio".to_owned());
+        self
+    }
+
+    /// Gives the guest `count` processors, and each served disk as many queues.
+    pub(crate) fn cpus_and_queues(self, count: u16) -> Self {
+        self.option("--cpus", count).option("--queues", count)
+    }
+
+    /// Sets a variable for the script.
+    pub(crate) fn var(self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.option("--var", format!("{name}={value}"))
+    }
+
+    /// Hands over a file, which the script finds as `/run/job/<name>`.
+    pub(crate) fn file(self, name: &str, path: &Path) -> Self {
+        self.option("--file", format!("{name}={}", path.display()))
+    }
+
+    /// Boots the guest and waits until its script has ended, which must be with status 0.
+    pub(crate) fn run(mut self) -> Report {
+        let console = self.folder.join(format!("{}.console", self.script));
+        let results = self.folder.join(format!("{}.results", self.script));
+        let (began, limit) = (Instant::now(), self.limit);
+        let arguments = std::mem::take(&mut self.arguments);
+        let arguments = [arguments, vec!["--results".to_owned(), results.display().to_string()]].concat();
+        let mut qemu = Process::spawn("the guest", &source("scripts/boot-guest"), &arguments, &console);
+        let status = qemu.wait(limit);
+        let text = fs::read_to_string(&results).unwrap_or_default();
+        let why = match status {
+            None => format!("did not end within {} s", limit.as_secs()),
+            Some(status) if !status.success() => format!("QEMU ended with {status}"),
+            Some(_) => match Report::parse(&text) {
+                Ok(report) => {
+                    println!("guest '{}': {:.1} s\n{text}", self.script, began.elapsed().as_secs_f64());
+                    return report;
+                }
+                Err(why) => why,
+            },
+        };
+        let back_ends: String = self.served.iter().map(|served| served.process.tail()).collect();
+        panic!("the guest of '{}' failed: {why}\n{}{back_ends}", self.script, qemu.tail());
+    }
+
+    fn option(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.arguments.extend([name.to_owned(), value.to_string()]);
+        self
+    }
+}
+
+impl Report {
+    /// Reads the lines that the guest wrote to its second serial port.
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut results = BTreeMap::new();
+        let mut end = None;
+        for line in text.lines() {
+            match line.split_once(' ') {
+                Some(("result", result)) => {
+                    let (key, value) =
+                        result.split_once('=').ok_or(format!("a result without value: {line}"))?;
+                    results.insert(key.to_owned(), value.to_owned());
+                }
+                Some(("end", status)) => end = Some(status.to_owned()),
+                _ => {}
+            }
+        }
+        match end.as_deref() {
+            Some("0") => Ok(Self { results }),
+            Some(status) => Err(format!("its script ended with status {status}")),
+            None => Err("it ended before its script did".to_owned()),
+        }
+    }
+
+    /// The value that the script reported as `key`.
+    pub(crate) fn get(&self, key: &str) -> &str {
+        self.results
+            .get(key)
+            .unwrap_or_else(|| panic!("the script reported no '{key}', only {:?}", self.results))
+    }
+}
+
+#[test]
+fn a_report_counts_only_with_status_0() {
+    let report = Report::parse("boot 2.5\nresult a=1=2\nend 0\n").unwrap();
+    assert_eq!(report.get("a"), "1=2");
+    assert!(Report::parse("boot 2.5\nresult a=1\nend 1\n").unwrap_err().contains("status 1"));
+    assert!(Report::parse("boot 2.5\nresult a=1\n").unwrap_err().contains("before its script"));
+    assert!(Report::parse("").unwrap_err().contains("before its script"));
+}
