@@ -1,14 +1,14 @@
 //! Where keys come from. Start-up only: the data path never hears of key managers.
 //!
 //! [`KeyManager`] is one of the project's three joints, and all of it that serving a disk is ever given. What
-//! a command-line tool may do besides (create, store, list, destroy) is a second trait, `KeyAdmin:
-//! KeyManager`, which belongs in this module, so that the server cannot even name it.
+//! a command-line tool may do besides (create, store, list, destroy) is a second trait, [`KeyAdmin`].
 //!
 //! | reference | manager | key material is |
 //! |---|---|---|
 //! | `file:PATH` | [`mod@file`] | the bytes of a file that only its owner can read |
 //! | `fd:N` | [`fd`] | the bytes read from a descriptor that the parent process left open |
 
+mod admin;
 pub mod fd;
 pub mod file;
 mod secret;
@@ -17,6 +17,9 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
+use serde::Serialize;
+
+pub use admin::{KeyAdmin, KeyKind, KeyMetadata, KeySpec, KeyState};
 pub use secret::{SECRET_BYTES_MAX, Secret, SecretError};
 
 /// Finds key material.
@@ -29,7 +32,8 @@ pub trait KeyManager {
 }
 
 /// What a key is called within its manager. Not secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct KeyId(String);
 
 impl KeyId {

@@ -1,0 +1,129 @@
+//! What a command-line tool may do with keys besides fetching them.
+//!
+//! The server is given [`KeyManager`](super::KeyManager) only, so that it cannot even name what is here.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{KeyError, KeyId, KeyManager, Secret};
+
+/// Makes, keeps and destroys keys. Every implementation passes the same conformance suite.
+///
+/// Keys of others look as if they did not exist. Nothing makes a key but [`create`](Self::create) and
+/// [`store`](Self::store).
+pub trait KeyAdmin: KeyManager {
+    /// Makes a new random key inside the manager, [`KeyState::Active`] at once, and says what it is called.
+    ///
+    /// # Errors
+    /// See [`KeyError`]; [`KeyError::NotAllowed`] also when the name is taken.
+    fn create(&self, spec: &KeySpec) -> Result<KeyMetadata, KeyError>;
+
+    /// Puts key material that exists already there, as [`create`](Self::create) would a new one.
+    ///
+    /// # Errors
+    /// See [`KeyError`]; [`KeyError::Malformed`] when `material` does not have the bits of `spec`.
+    fn store(&self, spec: &KeySpec, material: &Secret) -> Result<KeyMetadata, KeyError>;
+
+    /// The newest version of every key that the caller may see, in the order of creation, destroyed ones
+    /// included where the manager remembers them.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    fn list(&self) -> Result<Vec<KeyMetadata>, KeyError>;
+
+    /// What is known of one key.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    fn metadata(&self, id: &KeyId) -> Result<KeyMetadata, KeyError>;
+
+    /// Makes a new random version of a key, which a plain reference means from now on. The version before is
+    /// [`KeyState::Deactivated`]: still fetched when it is asked for by number, until it is destroyed.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    fn rotate(&self, id: &KeyId) -> Result<KeyMetadata, KeyError>;
+
+    /// Destroys a key with all its versions, or the one version that `id` names. There is no way back. Destroying
+    /// again is no error where the manager remembers what it destroyed.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    fn destroy(&self, id: &KeyId) -> Result<(), KeyError>;
+}
+
+/// What a new key is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeySpec {
+    /// A name for people; unique within the manager where given.
+    pub name: Option<String>,
+    /// What the bytes are used as.
+    pub kind: KeyKind,
+    /// Length in bits, a multiple of 8.
+    pub bits: u32,
+    /// The volume that it is for, as a name for people and for finding orphans.
+    pub volume: Option<String>,
+}
+
+/// What the bytes of a key are used as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyKind {
+    /// Random bytes: a volume key, or a passphrase for machines.
+    Symmetric,
+    /// Text, taken as it is.
+    Passphrase,
+}
+
+/// Where a version of a key is in its life (names as in NIST SP 800-57 part 1 and KMIP).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyState {
+    /// Made, not yet for use.
+    PreActive,
+    /// What a reference without a version means.
+    Active,
+    /// For what was protected with it earlier.
+    Deactivated,
+    /// The bytes are gone.
+    Destroyed,
+}
+
+/// What a manager tells of a key: never its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeyMetadata {
+    /// What references call it.
+    pub id: KeyId,
+    /// Counted from 1 by rotation.
+    pub version: u32,
+    /// A name for people.
+    pub name: Option<String>,
+    /// What the bytes are used as.
+    pub kind: KeyKind,
+    /// Length in bits.
+    pub bits: u32,
+    /// State of this version.
+    pub state: KeyState,
+    /// The volume that it is for.
+    pub volume: Option<String>,
+    /// When this version was made, if the manager knows.
+    #[serde(serialize_with = "as_text")]
+    pub created: Option<Timestamp>,
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PreActive => "pre-active",
+            Self::Active => "active",
+            Self::Deactivated => "deactivated",
+            Self::Destroyed => "destroyed",
+        })
+    }
+}
+
+fn as_text<S: serde::Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.to_string()).serialize(serializer)
+}
