@@ -11,7 +11,7 @@ use crate::format::plain::{KeySize, PlainFormat};
 use crate::format::unencrypted::UnencryptedFormat;
 use crate::geometry::SectorSize;
 use crate::inherited::{self, TakeError};
-use crate::keys::{KeyReference, ReferenceError};
+use crate::keys::{FixedKey, KeyConfigError, KeyManagers, KeyReference, KeySource, ReferenceError};
 use crate::server::config::{
     DeviceConfig, Endpoint, FormatConfig, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, SERIAL_BYTES,
     ServeConfig, VolumeConfig,
@@ -79,6 +79,9 @@ pub enum ConfigError {
     /// No name of a key.
     #[error("--key: {0}")]
     Key(ReferenceError),
+    /// A key manager that is not set up for it.
+    #[error(transparent)]
+    Keys(#[from] KeyConfigError),
     /// No cipher that there is.
     #[error("--cipher")]
     Cipher(#[source] CipherError),
@@ -98,10 +101,7 @@ impl ServeOptions {
     pub(super) fn resolve(self) -> Result<ServeConfig, ConfigError> {
         let format = self.format_config()?;
         let device = self.device_config()?;
-        let key = match self.key.as_deref() {
-            Some(reference) => Some(reference.parse::<KeyReference>().map_err(ConfigError::Key)?),
-            None => None,
-        };
+        let key = self.key.as_deref().map(key_source).transpose()?;
         let volume = VolumeConfig {
             path: self.blk_file.clone().ok_or(ConfigError::Missing("--blk-file PATH"))?,
             read_only: device.read_only,
@@ -217,6 +217,11 @@ impl ServeOptions {
     }
 }
 
+fn key_source(reference: &str) -> Result<KeySource, ConfigError> {
+    let reference = reference.parse::<KeyReference>().map_err(ConfigError::Key)?;
+    Ok(KeyManagers::new(None, FixedKey::Refuse)?.source(&reference)?)
+}
+
 fn impossible(option: &'static str, value: impl ToString, possible: &str) -> ConfigError {
     ConfigError::Impossible { option, value: value.to_string(), possible: possible.to_owned() }
 }
@@ -316,7 +321,7 @@ mod tests {
         assert_eq!(config.device, device);
         assert_eq!((config.engine, config.once), (EngineKind::Blocking, true));
         assert_eq!(config.cipher_kernel, KernelChoice::Portable);
-        assert_eq!(config.key.unwrap().to_string(), "fd:9");
+        assert_eq!(config.key.unwrap().reference().to_string(), "fd:9");
     }
 
     #[test]

@@ -9,52 +9,55 @@ use std::os::fd::RawFd;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::{KeyError, KeyId, KeyManager, KeyReference, Scheme, Secret, SecretError};
+use super::reference::ManagerName;
+use super::scheme::Scheme;
+use super::{KeyError, KeyId, KeyManager, Secret, SecretError};
 use crate::inherited::{self, TakeError};
 
-/// Keys behind inherited descriptors. Each is read to its end, once, and closed.
+pub(super) const SCHEME: Scheme = Scheme {
+    name: "fd",
+    usage: "fd:N",
+    takes_profile: false,
+    takes_version: false,
+    open: |_| Ok(Box::new(KeyDescriptors)),
+    administer: None,
+};
+
+/// Keys behind inherited descriptors. Each is read to its end, once, and closed: what cannot be read at the first
+/// attempt cannot be read at another, so nothing here is ever [`KeyError::Unreachable`].
 #[derive(Debug)]
 pub struct KeyDescriptors;
 
 impl KeyManager for KeyDescriptors {
     fn fetch(&self, id: &KeyId) -> Result<Secret, KeyError> {
-        let key = KeyReference::new(Scheme::Fd, id);
-        let Ok(fd) = id.as_str().parse::<RawFd>() else {
-            return Err(KeyError::Malformed {
-                key,
-                problem: "a descriptor is a number".to_owned(),
-                remedy: "write fd:N, with N above 2".to_owned(),
-            });
+        let key = ManagerName::new(&SCHEME).key(id);
+        let Ok(fd) = id.name().parse::<RawFd>() else {
+            return Err(KeyError::malformed(key, "a descriptor is a number", "write fd:N, with N above 2"));
         };
         let file = match inherited::take(fd) {
             Ok(owned) => File::from(owned),
-            Err(error @ TakeError::StandardStream(_)) => {
-                let remedy = "for example `--key fd:3 3<KEYFILE`".to_owned();
-                return Err(KeyError::NotAllowed { key, problem: error.to_string(), remedy });
-            }
-            Err(error @ TakeError::NotWaiting(_)) => {
-                return Err(KeyError::NotFound { key, remedy: error.to_string() });
-            }
-            Err(TakeError::CloseOnExec { source, .. }) => {
-                return Err(KeyError::Unreachable {
+            Err(error @ TakeError::NotWaiting(_)) => return Err(KeyError::not_found(key, error.to_string())),
+            Err(error) => {
+                return Err(KeyError::not_allowed(
                     key,
-                    problem: "it cannot be taken over".to_owned(),
-                    source,
-                });
+                    error.to_string(),
+                    "for example `--key fd:3 3<KEYFILE`",
+                ));
             }
         };
         Secret::read_from(Waiting(file)).map_err(|error| match error {
-            SecretError::Empty => KeyError::Malformed {
+            SecretError::Empty => KeyError::malformed(
                 key,
-                problem: "there is nothing to read".to_owned(),
-                remedy: "rewind the file, or write the key before closing the pipe".to_owned(),
-            },
-            SecretError::Read(source) if source.raw_os_error() == Some(libc::EBADF) => KeyError::NotAllowed {
-                key,
-                problem: "it is not open for reading".to_owned(),
-                remedy: "pass the end that is read from".to_owned(),
-            },
-            error => KeyError::reading(key, error),
+                "there is nothing to read",
+                "rewind the file, or write the key before closing the pipe",
+            ),
+            SecretError::Read(source) if source.raw_os_error() == Some(libc::EBADF) => {
+                KeyError::not_allowed(key, "it is not open for reading", "pass the end that is read from")
+            }
+            SecretError::Read(source) => {
+                KeyError::malformed(key, format!("it cannot be read ({source})"), "pass a file or a pipe")
+            }
+            error => KeyError::of_secret(key, error),
         })
     }
 }
@@ -86,7 +89,7 @@ mod tests {
     use super::*;
 
     fn fetch(fd: impl Into<OwnedFd>) -> Result<Secret, KeyError> {
-        KeyDescriptors.fetch(&KeyId(inherited::hand_over(fd.into()).to_string()))
+        KeyDescriptors.fetch(&KeyId::new(inherited::hand_over(fd.into()).to_string()))
     }
 
     #[test]
@@ -118,14 +121,14 @@ mod tests {
 
     #[test]
     fn unusable_descriptors_are_told_apart() {
-        let id = |text: &str| KeyId(text.to_owned());
+        let id = |text: &str| KeyId::new(text);
         assert!(matches!(KeyDescriptors.fetch(&id("0")), Err(KeyError::NotAllowed { .. })));
         assert!(matches!(KeyDescriptors.fetch(&id("1000000")), Err(KeyError::NotFound { .. })));
         assert!(matches!(KeyDescriptors.fetch(&id("three")), Err(KeyError::Malformed { .. })));
         let write_only = fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
         assert!(matches!(fetch(write_only), Err(KeyError::NotAllowed { .. })));
         let folder = File::open("/").unwrap();
-        assert!(matches!(fetch(folder), Err(KeyError::Unreachable { .. })));
+        assert!(matches!(fetch(folder), Err(KeyError::Malformed { .. })));
         let endless = File::open("/dev/zero").unwrap();
         assert!(matches!(fetch(endless), Err(KeyError::Malformed { .. })));
     }

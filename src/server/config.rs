@@ -7,7 +7,7 @@ use crate::cipher::KernelChoice;
 use crate::format::VolumeFormat;
 use crate::format::plain::PlainFormat;
 use crate::format::unencrypted::UnencryptedFormat;
-use crate::keys::KeyReference;
+use crate::keys::KeySource;
 
 /// Most queues that a disk may have: one thread serves each.
 pub const NUM_QUEUES_MAX: u16 = 64;
@@ -32,7 +32,7 @@ pub struct ServeConfig {
     /// What they mean.
     pub format: FormatConfig,
     /// The key, for formats that have one.
-    pub key: Option<KeyReference>,
+    pub key: Option<KeySource>,
     /// What encrypts, for formats that have a key.
     pub cipher_kernel: KernelChoice,
     /// What the guest sees.

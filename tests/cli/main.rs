@@ -222,7 +222,7 @@ fn a_key_written_where_its_name_belongs_does_not_show() {
     let base = "serve --socket-path s --format plain --blk-file vol";
     let hexadecimal: String = KEY_BYTES.iter().map(|byte| format!("{byte:02x}")).collect();
     for reference in [key.to_owned(), hexadecimal.clone(), format!("{key}:x"), format!("hex:{hexadecimal}")] {
-        bench.run(&format!("{base} --key {reference}")).refused(USAGE, &["--key", "file:PATH or fd:N"]);
+        bench.run(&format!("{base} --key {reference}")).refused(USAGE, &["--key", "file:PATH, fd:N"]);
     }
     for line in [
         format!("key = '{key}'"),

@@ -1,0 +1,161 @@
+//! From a reference to the manager that it means.
+
+use std::cell::OnceCell;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::config::{DEFAULT_CONFIG_PATH, KeyConfig, KeyConfigError, Profiles};
+use super::encoding::DecodeError;
+use super::error::KeyError;
+use super::reference::{KeyReference, ManagerName};
+use super::scheme;
+use super::secret::Secret;
+use super::{KeyAdmin, KeyManager};
+
+/// How many references may lead to one key: a keystore whose key is in a keystore whose key is in a file.
+const DEPTH_MAX: u32 = 4;
+
+/// The key managers of this host, as the key configuration file sets them up.
+#[derive(Debug)]
+pub struct KeyManagers {
+    path: PathBuf,
+    config: OnceCell<KeyConfig>,
+    fixed_key: FixedKey,
+}
+
+/// Whether the fixed key of OpenStack's test set-ups may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FixedKey {
+    /// References to it are refused.
+    Refuse,
+    /// One key for all volumes of all projects, in a file for many eyes.
+    Accept,
+}
+
+/// One key and all that is needed to fetch it.
+pub struct KeySource {
+    reference: KeyReference,
+    manager: Box<dyn KeyManager>,
+}
+
+/// What a scheme is given to make its manager from.
+pub(super) struct Opening<'a> {
+    managers: &'a KeyManagers,
+    name: &'a ManagerName,
+    depth: u32,
+}
+
+impl KeyManagers {
+    /// Reads the key configuration file at `path`. Without one the default file is meant, which need not exist, and
+    /// which is read only once a reference asks for something in it: whoever has no use for it need not be able to.
+    ///
+    /// # Errors
+    /// See [`KeyConfigError`].
+    pub fn new(path: Option<&Path>, fixed_key: FixedKey) -> Result<Self, KeyConfigError> {
+        let config = match path {
+            Some(path) => OnceCell::from(KeyConfig::read(path)?),
+            None => OnceCell::new(),
+        };
+        let path = path.unwrap_or(Path::new(DEFAULT_CONFIG_PATH)).to_owned();
+        Ok(Self { path, config, fixed_key })
+    }
+
+    /// Resolves a reference. Nothing is fetched, opened or connected to yet.
+    ///
+    /// # Errors
+    /// See [`KeyConfigError`]: what can be said against the reference without asking its manager.
+    pub fn source(&self, reference: &KeyReference) -> Result<KeySource, KeyConfigError> {
+        self.source_at(reference, 1)
+    }
+
+    /// The manager called `name`, for a tool. Nothing is opened or connected to yet.
+    ///
+    /// # Errors
+    /// See [`KeyConfigError`].
+    pub fn admin(&self, name: &ManagerName) -> Result<Box<dyn KeyAdmin>, KeyConfigError> {
+        let Some(administer) = name.scheme().administer else {
+            return Err(KeyConfigError::FetchOnly { manager: name.clone(), others: scheme::administered() });
+        };
+        administer(&Opening { managers: self, name, depth: 1 })
+    }
+
+    fn source_at(&self, reference: &KeyReference, depth: u32) -> Result<KeySource, KeyConfigError> {
+        if depth > DEPTH_MAX {
+            return Err(KeyConfigError::TooDeep { key: reference.clone() });
+        }
+        let name = reference.manager();
+        let manager = (name.scheme().open)(&Opening { managers: self, name, depth })?;
+        Ok(KeySource { reference: reference.clone(), manager })
+    }
+
+    fn config(&self) -> Result<&KeyConfig, KeyConfigError> {
+        if let Some(config) = self.config.get() {
+            return Ok(config);
+        }
+        let config = KeyConfig::read_if_there(&self.path)?;
+        Ok(self.config.get_or_init(|| config))
+    }
+}
+
+impl KeySource {
+    /// What the operator wrote.
+    pub fn reference(&self) -> &KeyReference {
+        &self.reference
+    }
+
+    /// Fetches the key and decodes it. May be asked again when it could not be reached.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    pub fn fetch(&self) -> Result<Secret, KeyError> {
+        let payload = self.manager.fetch(self.reference.id())?;
+        self.reference.encoding().decode(payload).map_err(|error| match error {
+            DecodeError::Secret(error) => KeyError::of_secret(self.reference.clone(), error),
+            DecodeError::NotText(_) => KeyError::malformed(
+                self.reference.clone(),
+                error.to_string(),
+                "name its encoding, or `raw` for bytes that are the key",
+            ),
+        })
+    }
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeySource({})", self.reference)
+    }
+}
+
+impl Opening<'_> {
+    /// What the manager is called: errors name it and its keys by this.
+    pub(super) fn name(&self) -> ManagerName {
+        self.name.clone()
+    }
+
+    /// The key configuration file.
+    pub(super) fn config(&self) -> Result<&KeyConfig, KeyConfigError> {
+        self.managers.config()
+    }
+
+    /// The profile that the reference chose, out of one table of the configuration.
+    pub(super) fn profile<P>(
+        &self,
+        table: impl Fn(&KeyConfig) -> &Profiles<P>,
+    ) -> Result<&P, KeyConfigError> {
+        table(self.config()?).get(self.name.profile()).ok_or_else(|| KeyConfigError::NoProfile {
+            manager: self.name(),
+            table: format!("[{}.{}]", self.name.scheme().name, self.name.profile()),
+            path: self.managers.path.clone(),
+        })
+    }
+
+    /// Whether the operator allowed the fixed key.
+    pub(super) fn fixed_key(&self) -> FixedKey {
+        self.managers.fixed_key
+    }
+
+    /// Another key that this manager needs, such as the one that its own are encrypted with.
+    pub(super) fn source(&self, reference: &KeyReference) -> Result<KeySource, KeyConfigError> {
+        self.managers.source_at(reference, self.depth + 1)
+    }
+}
