@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use super::resolve::ConfigError;
 use crate::format::FormatError;
+use crate::format::luks::LuksError;
 use crate::server::ServeError;
 use crate::server::volume_file::VolumeError;
 
@@ -139,6 +140,24 @@ fn format_exit(error: &FormatError) -> Exit {
         | FormatError::SecretUnused
         | FormatError::KeyLength { .. }
         | FormatError::UnfitKey(_) => Exit::Key,
+        FormatError::Luks(error) => luks_exit(error),
+    }
+}
+
+fn luks_exit(error: &LuksError) -> Exit {
+    match error {
+        LuksError::WrongKey(_)
+        | LuksError::Unlock(_)
+        | LuksError::WrongVolumeKey(_)
+        | LuksError::UnfitKey(_) => Exit::Key,
+        LuksError::Memory(_) => Exit::Failure,
+        LuksError::HeaderFile { .. }
+        | LuksError::NotLuks(_)
+        | LuksError::Read(_)
+        | LuksError::Truncated { .. }
+        | LuksError::Invalid { .. }
+        | LuksError::Load { .. }
+        | LuksError::Refused(_) => Exit::Volume,
     }
 }
 

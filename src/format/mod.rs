@@ -4,6 +4,7 @@
 //! [`VolumeFormat`] is one of the project's three joints. The format is always declared by the operator,
 //! never probed from bytes that a guest can write.
 
+pub mod luks;
 pub mod plain;
 pub mod unencrypted;
 
@@ -106,6 +107,9 @@ pub enum FormatError {
     /// The right length, but not fit to be a key.
     #[error("the key cannot be used")]
     UnfitKey(#[from] CipherError),
+    /// The LUKS header, or a passphrase for it.
+    #[error(transparent)]
+    Luks(#[from] luks::LuksError),
 }
 
 /// Cuts the volume from `offset_sectors` (of 512 bytes) to its end into whole sectors.

@@ -15,7 +15,7 @@ pub(crate) const FLOORS: &[(&str, &[&str])] = &[
     ("cipher", &["geometry", "locked"]),
     ("io", &["geometry"]),
     ("keys", &["inherited", "locked"]),
-    ("format", &["cipher", "geometry", "keys"]),
+    ("format", &["cipher", "geometry", "keys", "locked"]),
     ("virtio", &["geometry", "guest"]),
     ("worker", &["cipher", "geometry", "guest", "io", "throttle", "virtio"]),
     (

@@ -1,0 +1,84 @@
+//! LUKS1 and LUKS2: a header that holds the volume key, encrypted with passphrases.
+//!
+//! All reading goes through libcryptsetup, which knows every KDF, slot and digest; what it is allowed to do is decided
+//! here first. The order is always the same, because whoever controls the storage writes the header:
+//!
+//! 1. [`HeaderSnapshot`]: the header area is copied once, into a sealed memfd. Nothing else is read from the volume.
+//! 2. [`Description`]: what the copy says, after libcryptsetup found it valid.
+//! 3. [`Policy::verdict`]: whether that is served. Ciphers and all else are on an allow-list, costs are capped.
+//! 4. [`Header::unlock`]: the passphrase is tried, and the volume key checked against the header's digest.
+//!
+//! IVs count 512-byte units from the beginning of the payload, also where sectors are larger; the payload begins where
+//! the header says, which need not be a multiple of anything but 512 bytes (QEMU: sector 4040).
+
+mod description;
+mod error;
+mod kdf_turn;
+pub mod library;
+mod metadata;
+mod on_disk;
+mod policy;
+mod snapshot;
+mod unlock;
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::path::PathBuf;
+
+pub use description::{Argon2, Description, Kdf, KeyDigest, Priority, Segment, Slot, Token};
+pub use error::LuksError;
+pub use on_disk::{CopyState, Version};
+pub use policy::{Approved, Expectations, ExpectedCipher, KdfLimits, Placement, Policy, Refusal, Refusals};
+pub use snapshot::HeaderSnapshot;
+pub use unlock::Header;
+
+use super::{Encryption, FormatError, Unlocked, VolumeFormat};
+use crate::cipher::EqualHalves;
+use crate::keys::Secret;
+
+/// A volume with a LUKS header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LuksFormat {
+    /// The file or device with the header, if that is not on the volume itself.
+    pub header: Option<PathBuf>,
+    /// What is demanded of the header.
+    pub policy: Policy,
+    /// Whether a volume key is accepted whose halves are equal.
+    pub equal_halves: EqualHalves,
+}
+
+impl LuksFormat {
+    /// Reads the header of `volume`, or the detached one.
+    ///
+    /// # Errors
+    /// See [`LuksError`].
+    pub fn read_header(&self, volume: &File, volume_bytes: u64) -> Result<Header, LuksError> {
+        let Some(path) = &self.header else { return Header::read(volume, volume_bytes) };
+        let failed = |source| LuksError::HeaderFile { path: path.clone(), source };
+        let mut file = File::open(path).map_err(failed)?;
+        let header_bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        Header::read(&file, header_bytes)
+    }
+}
+
+impl VolumeFormat for LuksFormat {
+    fn unlock(
+        &self,
+        volume: &File,
+        volume_bytes: u64,
+        secret: Option<Secret>,
+    ) -> Result<Unlocked, FormatError> {
+        if volume_bytes == 0 {
+            return Err(FormatError::Empty);
+        }
+        let header = self.read_header(volume, volume_bytes)?;
+        let placement = Placement { volume_bytes, detached: self.header.is_some() };
+        let passphrase = secret.ok_or(FormatError::SecretMissing)?;
+        let (key, approved) = header.unlock(&self.policy, placement, &passphrase, self.equal_halves)?;
+        let encryption = Some(Encryption { key, iv: approved.iv });
+        Ok(Unlocked { geometry: approved.geometry, encryption })
+    }
+}
+
+#[cfg(test)]
+mod tests;
