@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::FdFlags;
@@ -53,6 +53,13 @@ pub unsafe fn record() -> io::Result<()> {
     }
     // The listing showed the descriptor that it was read through, which is closed by now.
     open.retain(|fd| *fd >= STANDARD_STREAMS && fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok());
+    for fd in &open {
+        // SAFETY: it is open, and nobody in this process knows of it yet who could close it.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(*fd) };
+        // They were meant for this process, not for those that it may start before it has taken them all.
+        // Where that fails, `take` says so.
+        let _ = rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC);
+    }
     WAITING.lock().unwrap_or_else(PoisonError::into_inner).append(&mut open);
     Ok(())
 }

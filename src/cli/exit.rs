@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use super::resolve::ConfigError;
 use crate::format::FormatError;
 use crate::format::luks::LuksError;
+use crate::keys::KeyError;
 use crate::server::ServeError;
 use crate::server::volume_file::VolumeError;
 
@@ -31,11 +32,13 @@ pub enum Exit {
     Socket = 6,
     /// The kernel offers no io_uring.
     UringUnavailable = 7,
+    /// The key manager cannot be reached; trying again later may help.
+    KeyUnreachable = 8,
 }
 
 impl Exit {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Success,
         Self::Failure,
         Self::Usage,
@@ -44,6 +47,7 @@ impl Exit {
         Self::Key,
         Self::Socket,
         Self::UringUnavailable,
+        Self::KeyUnreachable,
     ];
 
     /// What the code means, in a few words.
@@ -57,6 +61,7 @@ impl Exit {
             Self::Key => "key cannot be fetched or used",
             Self::Socket => "vhost-user socket cannot be set up",
             Self::UringUnavailable => "io_uring is not available (see --engine)",
+            Self::KeyUnreachable => "key manager cannot be reached (see --key-timeout); try again later",
         }
     }
 
@@ -106,6 +111,7 @@ impl CliError {
                     Exit::VolumeLocked
                 }
                 ServeError::Volume(_) => Exit::Volume,
+                ServeError::Key(KeyError::Unreachable { .. }) => Exit::KeyUnreachable,
                 ServeError::Key(_) => Exit::Key,
                 ServeError::Format(error) => format_exit(error),
                 ServeError::Socket(_) => Exit::Socket,
@@ -167,7 +173,7 @@ mod tests {
 
     #[test]
     fn codes_are_numbered_as_listed() {
-        assert!(Exit::ALL.iter().map(|exit| *exit as u8).eq(0..8));
+        assert!(Exit::ALL.iter().map(|exit| *exit as u8).eq(0..9));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
 use super::serve::{FormatName, InsecureGate, ServeOptions, Switch};
 use crate::cipher::{CipherError, CipherSpec, EqualHalves};
@@ -20,6 +21,8 @@ use crate::server::config::{
 const DEFAULT_CIPHER: &str = "aes-xts-plain64";
 const DEFAULT_KEY_SIZE_BITS: u32 = 512;
 const DEFAULT_SECTOR_SIZE_BYTES: u32 = 512;
+/// Less than the 90 s that systemd gives a service to start.
+const DEFAULT_KEY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most queues that are offered without being asked for.
 const DEFAULT_NUM_QUEUES_MAX: u16 = 16;
 
@@ -101,7 +104,9 @@ impl ServeOptions {
     pub(super) fn resolve(self) -> Result<ServeConfig, ConfigError> {
         let format = self.format_config()?;
         let device = self.device_config()?;
-        let key = self.key.as_deref().map(key_source).transpose()?;
+        let keys = self.key_sources()?;
+        let key_timeout =
+            self.key_timeout.map_or(DEFAULT_KEY_TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
         let volume = VolumeConfig {
             path: self.blk_file.clone().ok_or(ConfigError::Missing("--blk-file PATH"))?,
             read_only: device.read_only,
@@ -110,7 +115,7 @@ impl ServeOptions {
         let (engine, once) = (self.engine.unwrap_or_default(), self.once.unwrap_or(false));
         let cipher_kernel = self.cipher_kernel.unwrap_or_default();
         let endpoint = self.endpoint()?;
-        Ok(ServeConfig { endpoint, volume, format, key, cipher_kernel, device, engine, once })
+        Ok(ServeConfig { endpoint, volume, format, keys, key_timeout, cipher_kernel, device, engine, once })
     }
 
     fn endpoint(self) -> Result<Endpoint, ConfigError> {
@@ -138,8 +143,8 @@ impl ServeOptions {
     }
 
     fn plain_format(&self) -> Result<PlainFormat, ConfigError> {
-        if self.key.is_none() {
-            return Err(ConfigError::Missing("--key file:PATH|fd:N"));
+        if self.key.is_empty() {
+            return Err(ConfigError::Missing("--key REFERENCE (file:PATH, say)"));
         }
         let key_size_bits = self.key_size.unwrap_or(DEFAULT_KEY_SIZE_BITS);
         let format = PlainFormat {
@@ -174,7 +179,9 @@ impl ServeOptions {
             return Err(ConfigError::Gated { what, gate: "plaintext" });
         }
         let of_encryption = [
-            ("--key", self.key.is_some()),
+            ("--key", !self.key.is_empty()),
+            ("--key-config", self.key_config.is_some()),
+            ("--key-timeout", self.key_timeout.is_some()),
             ("--cipher", self.cipher.is_some()),
             ("--key-size", self.key_size.is_some()),
             ("--skip", self.skip.is_some()),
@@ -185,6 +192,20 @@ impl ServeOptions {
             return Err(ConfigError::Meaningless { option, format: "none" });
         }
         Ok(UnencryptedFormat { sector_size: self.sector_size()?, offset_sectors: self.offset.unwrap_or(0) })
+    }
+
+    /// What the references mean. Nothing is fetched yet.
+    fn key_sources(&self) -> Result<Vec<KeySource>, ConfigError> {
+        let fixed_key = match self.insecure.contains(&InsecureGate::FixedKey) {
+            true => FixedKey::Accept,
+            false => FixedKey::Refuse,
+        };
+        let managers = KeyManagers::new(self.key_config.as_deref(), fixed_key)?;
+        let source = |reference: &String| {
+            let reference: KeyReference = reference.parse().map_err(ConfigError::Key)?;
+            Ok(managers.source(&reference)?)
+        };
+        self.key.iter().map(source).collect()
     }
 
     fn sector_size(&self) -> Result<SectorSize, ConfigError> {
@@ -215,11 +236,6 @@ impl ServeOptions {
             read_only: self.read_only.unwrap_or(false),
         })
     }
-}
-
-fn key_source(reference: &str) -> Result<KeySource, ConfigError> {
-    let reference = reference.parse::<KeyReference>().map_err(ConfigError::Key)?;
-    Ok(KeyManagers::new(None, FixedKey::Refuse)?.source(&reference)?)
 }
 
 fn impossible(option: &'static str, value: impl ToString, possible: &str) -> ConfigError {
@@ -274,6 +290,7 @@ mod tests {
             equal_halves: EqualHalves::Refuse,
         };
         assert_eq!(config.format, FormatConfig::Plain(format));
+        assert_eq!(config.key_timeout, Duration::from_secs(60));
         assert_eq!(config.volume, VolumeConfig { path: "/v".into(), read_only: false, direct: true });
         let device = DeviceConfig {
             num_queues: default_num_queues(),
@@ -296,7 +313,7 @@ mod tests {
             "cipher = 'aes-xts-plain64be'\nkey-size = 256\nsector-size = 4096\niv-large-sectors = true\n\
              offset = 3\nskip = 16\ninsecure = ['equal-key-halves']\nnum-queues = 5\nqueue-size = 64\n\
              serial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\ndirect = 'off'\n\
-             engine = 'blocking'\nonce = true\nread-only = true\ncipher-kernel = 'portable'",
+             engine = 'blocking'\nkey-timeout = 5\nonce = true\nread-only = true\ncipher-kernel = 'portable'",
         )
         .unwrap();
         let format = PlainFormat {
@@ -321,7 +338,9 @@ mod tests {
         assert_eq!(config.device, device);
         assert_eq!((config.engine, config.once), (EngineKind::Blocking, true));
         assert_eq!(config.cipher_kernel, KernelChoice::Portable);
-        assert_eq!(config.key.unwrap().reference().to_string(), "fd:9");
+        let keys: Vec<String> = config.keys.iter().map(|key| key.reference().to_string()).collect();
+        assert_eq!(keys, ["fd:9"]);
+        assert_eq!(config.key_timeout, Duration::from_secs(5));
     }
 
     #[test]
@@ -377,6 +396,7 @@ mod tests {
         let gated = "format = 'none'\ninsecure = ['plaintext']\n";
         for (option, text) in [
             ("--key", "key = 'fd:3'"),
+            ("--key-timeout", "key-timeout = 0"),
             ("--cipher", "cipher = 'aes-xts-plain64'"),
             ("--key-size", "key-size = 512"),
             ("--skip", "skip = 0"),

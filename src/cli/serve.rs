@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::exit::{CliError, Exit};
 use super::log::{self, LogLevel};
@@ -77,10 +77,17 @@ pub(super) struct ServeOptions {
     #[arg(long, help_heading = VOLUME, hide_possible_values = true, value_name = "on|off")]
     pub(super) direct: Option<Switch>,
 
-    /// Where the volume key comes from: file:PATH (mode 0600) or fd:N (a pipe, say); raw random bytes, as many as
-    /// --key-size asks for: head -c 64 /dev/urandom > PATH
+    /// Where the key comes from: SCHEME[@PROFILE][+ENCODING]:ID, such as file:PATH (mode 0600), fd:N (a pipe, say) or
+    /// credential+hex:NAME; may be repeated, and the first key that there is counts
     #[arg(long, value_name = "REFERENCE", help_heading = ENCRYPTION)]
-    pub(super) key: Option<String>,
+    #[serde(deserialize_with = "one_or_more")]
+    pub(super) key: Vec<String>,
+    /// How key managers are set up [default: /etc/sealblk/keys.toml, if a key needs it]
+    #[arg(long, value_name = "FILE", help_heading = ENCRYPTION)]
+    pub(super) key_config: Option<PathBuf>,
+    /// How long to try again while no key manager can be reached; 0 is one attempt [default: 60]
+    #[arg(long, value_name = "SECONDS", help_heading = ENCRYPTION)]
+    pub(super) key_timeout: Option<u32>,
     /// aes-xts-plain64, aes-xts-plain or aes-xts-plain64be [default: aes-xts-plain64]
     #[arg(long, help_heading = ENCRYPTION)]
     pub(super) cipher: Option<String>,
@@ -178,6 +185,22 @@ pub(super) enum InsecureGate {
     Plaintext,
     /// Accept an old volume's key whose two halves are equal, which weakens XTS
     EqualKeyHalves,
+    /// Use the one key of an OpenStack test set-up, the same for every volume
+    FixedKey,
+}
+
+/// Reads what may stand alone or in a list.
+fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a reference to a key, or a list of such")]
+    enum Written {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(match Written::deserialize(deserializer)? {
+        Written::One(reference) => vec![reference],
+        Written::More(references) => references,
+    })
 }
 
 /// Whether `--print-capabilities` is among the arguments of `serve`: then nothing else matters, not even
@@ -228,7 +251,9 @@ impl ServeOptions {
             sector_size: other.sector_size.or(base.sector_size),
             offset: other.offset.or(base.offset),
             direct: other.direct.or(base.direct),
-            key: other.key.or(base.key),
+            key: if other.key.is_empty() { base.key } else { other.key },
+            key_config: other.key_config.or(base.key_config),
+            key_timeout: other.key_timeout.or(base.key_timeout),
             cipher: other.cipher.or(base.cipher),
             key_size: other.key_size.or(base.key_size),
             skip: other.skip.or(base.skip),
@@ -253,7 +278,7 @@ mod tests {
 
     use clap::{CommandFactory, Parser};
     use serde::de::value::Error as SerdeError;
-    use serde::de::{self, Deserializer, Visitor};
+    use serde::de::{self, Visitor};
 
     use super::*;
 
@@ -268,7 +293,7 @@ mod tests {
     }
 
     /// One valid value for every option: as on the command line, and as in the file.
-    const SAMPLES: [(&str, &str, &str); 24] = [
+    const SAMPLES: [(&str, &str, &str); 26] = [
         ("socket-path", "--socket-path=/s", "'/s'"),
         ("fd", "--fd=7", "7"),
         ("connect", "--connect=/c", "'/c'"),
@@ -279,6 +304,8 @@ mod tests {
         ("offset", "--offset=2048", "2048"),
         ("direct", "--direct=off", "'off'"),
         ("key", "--key=fd:9", "'fd:9'"),
+        ("key-config", "--key-config=/k", "'/k'"),
+        ("key-timeout", "--key-timeout=5", "5"),
         ("cipher", "--cipher=aes-xts-plain", "'aes-xts-plain'"),
         ("key-size", "--key-size=256", "256"),
         ("skip", "--skip=16", "16"),
@@ -355,6 +382,17 @@ mod tests {
         assert_eq!(merged.read_only, Some(false));
         assert_eq!(merged.cache, Some(CacheMode::Writethrough));
         assert_eq!(merged.insecure, [InsecureGate::EqualKeyHalves]);
+    }
+
+    #[test]
+    fn keys_stand_alone_or_in_a_list_and_a_list_is_replaced_whole() {
+        let file = |value: &str| toml::from_str::<ServeOptions>(&format!("key = {value}"));
+        assert_eq!(file("'fd:3'").unwrap().key, ["fd:3"]);
+        let both = || file("['fd:3', 'file:/x']").unwrap();
+        assert_eq!(both().key, from_command_line(&["--key=fd:3", "--key", "file:/x"]).key);
+        assert_eq!(both().overridden_by(from_command_line(&["--key=fd:9"])).key, ["fd:9"]);
+        let error = file("3").unwrap_err();
+        assert!(error.message().contains("a reference to a key, or a list"), "{error}");
     }
 
     #[test]

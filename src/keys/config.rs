@@ -5,15 +5,14 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::owned_file::{self, Others, Refusal};
 use super::reference::{self, KeyReference, ManagerName, ReferenceError};
+use super::{command, fixed_key};
 
 /// Where the key configuration file is unless an option says otherwise.
 pub(super) const DEFAULT_CONFIG_PATH: &str = "/etc/sealblk/keys.toml";
@@ -24,7 +23,10 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// The profiles of every kind of key manager that has any: `[SCHEME.PROFILE]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct KeyConfig {}
+pub struct KeyConfig {
+    pub(super) command: Profiles<command::Profile>,
+    pub(super) config: Profiles<fixed_key::Profile>,
+}
 
 /// The tables of one kind of key manager.
 pub type Profiles<P> = BTreeMap<ProfileName, P>;
@@ -111,7 +113,7 @@ impl KeyConfig {
     /// See [`KeyConfigError`].
     pub(super) fn read(path: &Path) -> Result<Self, KeyConfigError> {
         let unreadable = |source| KeyConfigError::Unreadable { path: path.to_owned(), source };
-        let file = open(path).map_err(unreadable)?;
+        let file = owned_file::open(path).map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
         if let Err(Refusal { problem, remedy }) = owned_file::check(&metadata, path, Others::MayRead) {
             return Err(KeyConfigError::NotTrusted { path: path.to_owned(), problem, remedy });
@@ -175,7 +177,35 @@ impl TryFrom<PathBuf> for AbsolutePath {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    // Without O_NONBLOCK, a FIFO would make the open wait for a writer.
-    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_answered_with_their_line() {
+        for (text, line, complaint) in [
+            ("[vault.prod]\n", 1, "vault"),
+            ("\n[command.vm1]\nargv = ['/bin/true']\nargs = []\n", 4, "args"),
+            ("[command.vm1]\nargv = ['true']\n", 2, "whole path"),
+            ("[command.'vm 1']\nargv = ['/bin/true']\n", 1, "letters, digits"),
+            ("[config.prod]\npath = 'nova.conf'\n", 2, "begins with `/`"),
+            ("[config.prod]\n\n\nnonsense\n", 4, ""),
+            ("[config.prod]\n", 1, "path"),
+        ] {
+            match KeyConfig::parse(text, Path::new("keys.toml")).unwrap_err() {
+                KeyConfigError::Syntax { line: at, message, .. } => {
+                    assert_eq!(at, line, "{text}: {message}");
+                    assert!(message.contains(complaint), "{text}: {message}");
+                }
+                error => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_without_end_is_not_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "#".repeat(CONFIG_BYTES_MAX as usize + 1)).unwrap();
+        assert!(matches!(KeyConfig::read(file.path()), Err(KeyConfigError::Unreadable { .. })));
+    }
 }

@@ -1,8 +1,6 @@
 //! `file:PATH`: key material in a file that nobody but its owner can read.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::owned_file::{self, Others, effective_user, quoted};
@@ -28,7 +26,7 @@ impl KeyManager for KeyFiles {
     fn fetch(&self, id: &KeyId) -> Result<Secret, KeyError> {
         let key = || ManagerName::new(&SCHEME).key(id);
         let path = Path::new(id.name());
-        let file = open(path).map_err(|error| refusal_to_open(id, error))?;
+        let file = owned_file::open(path).map_err(|error| refusal_to_open(id, error))?;
         let metadata = file.metadata().map_err(|error| {
             KeyError::unreachable_because(key(), "its owner and mode cannot be read", error)
         })?;
@@ -40,11 +38,6 @@ impl KeyManager for KeyFiles {
             .map_err(|refusal| KeyError::not_allowed(key(), refusal.problem, refusal.remedy))?;
         Secret::read_from(file).map_err(|error| KeyError::of_secret(key(), error))
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    // Without O_NONBLOCK, a FIFO would make the open wait for a writer.
-    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 /// What it means that the file of a key cannot be opened. Storage that is away may come back; a path that leads nowhere

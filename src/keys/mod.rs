@@ -8,13 +8,22 @@
 //! |---|---|---|
 //! | `file:PATH` | [`mod@file`] | the bytes of a file that only its owner can read |
 //! | `fd:N` | [`fd`] | the bytes read from a descriptor that the parent process left open |
+//! | `command:NAME` | [`command`] | what a program of the key configuration file prints |
+//! | `credential:NAME` | [`credential`] | a credential that systemd passed to its service |
+//! | `keyring:NAME` | [`keyring`] | a `user` key of the kernel's session or user keyring |
+//! | `config@PROFILE:ID` | [`fixed_key`] | the fixed key of an OpenStack test set-up |
 
 mod admin;
+pub mod command;
 mod config;
+pub mod credential;
 mod encoding;
 mod error;
 pub mod fd;
 pub mod file;
+pub mod fixed_key;
+pub mod keyring;
+mod outage;
 mod owned_file;
 mod reference;
 mod registry;
@@ -25,6 +34,7 @@ pub use admin::{KeyAdmin, KeyKind, KeyMetadata, KeySpec, KeyState};
 pub use config::{AbsolutePath, KeyConfig, KeyConfigError, Profiles};
 pub use encoding::Encoding;
 pub use error::{Cause, KeyError, Subject};
+pub use outage::fetch_first;
 pub use reference::{KeyId, KeyReference, ManagerName, ReferenceError};
 pub use registry::{FixedKey, KeyManagers, KeySource};
 pub use secret::{SECRET_BYTES_MAX, Secret, SecretError};

@@ -1,8 +1,15 @@
-//! Whether a file is ours alone, by its owner and mode.
+//! Opening files that others may have put there, and whether one is ours alone, by its owner and mode.
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+/// Opens a file for reading, whatever it is, without waiting for anybody and without becoming anybody's terminal.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    // Without O_NONBLOCK, a FIFO would make the open wait for a writer.
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}
 
 /// What group and others may be able to do with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -265,6 +265,7 @@ mod tests {
             "fd:5",
             "fd+openstack:5",
             "credential+base64:vm1",
+            "nested@prod+openstack:a@b+c:d#17",
         ] {
             let reference = parse(text).unwrap();
             assert_eq!(reference.to_string(), text);
@@ -275,13 +276,13 @@ mod tests {
 
     #[test]
     fn a_number_sign_is_a_version_only_where_keys_have_versions() {
-        let id = |text| key_id(&scheme::FOR_TESTS, text);
+        let id = |text| parse(&format!("nested:{text}")).map(|reference| reference.id);
         assert_eq!(id("vm1#2"), Ok(KeyId::new("vm1").with_version(2)));
         assert_eq!(id("a#b#4294967295"), Ok(KeyId::new("a#b").with_version(u32::MAX)));
         for text in ["vm1#", "vm1#0", "vm1#02", "vm1#+2", "vm1#-1", "vm1#two", "vm1#4294967296"] {
             assert_eq!(id(text), Err(ReferenceError::Version), "{text}");
         }
-        assert_eq!(id("#2"), Err(ReferenceError::NoId(scheme::FOR_TESTS.usage)));
+        assert_eq!(id("#2"), Err(ReferenceError::NoId(scheme::NESTED.usage)));
         assert_eq!(parse("file:vm1#2").unwrap().id(), &KeyId::new("vm1#2"));
     }
 

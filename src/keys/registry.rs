@@ -34,8 +34,8 @@ pub enum FixedKey {
 
 /// One key and all that is needed to fetch it.
 pub struct KeySource {
-    reference: KeyReference,
-    manager: Box<dyn KeyManager>,
+    pub(super) reference: KeyReference,
+    pub(super) manager: Box<dyn KeyManager>,
 }
 
 /// What a scheme is given to make its manager from.
@@ -155,7 +155,121 @@ impl Opening<'_> {
     }
 
     /// Another key that this manager needs, such as the one that its own are encrypted with.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no manager of that kind yet"))]
     pub(super) fn source(&self, reference: &KeyReference) -> Result<KeySource, KeyConfigError> {
         self.managers.source_at(reference, self.depth + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::keys::KeyId;
+
+    fn managers(config: &str, fixed_key: FixedKey) -> Result<KeyManagers, KeyConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), config).unwrap();
+        KeyManagers::new(Some(file.path()), fixed_key)
+    }
+
+    fn source(config: &str, reference: &str) -> Result<KeySource, KeyConfigError> {
+        managers(config, FixedKey::Accept).unwrap().source(&reference.parse().unwrap())
+    }
+
+    #[test]
+    fn a_key_is_fetched_and_decoded() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "00ff\n").unwrap();
+        let name = file.path().display();
+        for (encoding, key) in [("", &b"00ff\n"[..]), ("+hex", &[0, 255]), ("+openstack", b"303066660a")] {
+            let source = source("", &format!("file{encoding}:{name}")).unwrap();
+            assert_eq!(source.fetch().unwrap().expose(), key);
+        }
+        fs::write(file.path(), "00ff\n=").unwrap();
+        let error = source("", &format!("file+base64:{name}")).unwrap().fetch().unwrap_err();
+        assert!(matches!(error, KeyError::Malformed { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("file+base64:{name}")), "{error}");
+        assert!(!error.to_string().contains("00ff"), "{error}");
+    }
+
+    #[test]
+    fn profiles_are_found_by_name_or_by_default() {
+        let config = "[config.default]\npath = '/nonexistent/a'\n[config.prod]\npath = '/nonexistent/b'";
+        let id = crate::keys::fixed_key::FIXED_KEY_ID;
+        for (manager, path) in [("config", "/nonexistent/a"), ("config@prod", "/nonexistent/b")] {
+            let error = source(config, &format!("{manager}:{id}")).unwrap().fetch().unwrap_err().to_string();
+            assert!(error.contains(&format!("key {manager}:{id} ")) && error.contains(path), "{error}");
+        }
+        let error = source(config, &format!("config@test:{id}")).unwrap_err().to_string();
+        assert!(error.contains("[config.test]"), "{error}");
+    }
+
+    #[test]
+    fn a_fixed_key_is_gated() {
+        let config = "[config.default]\npath = '/nonexistent/a'";
+        let error =
+            managers(config, FixedKey::Refuse).unwrap().source(&"config:x".parse().unwrap()).unwrap_err();
+        assert!(error.to_string().ends_with("pass --insecure fixed-key if that is what you want"), "{error}");
+    }
+
+    #[test]
+    fn managers_in_a_circle_are_refused() {
+        let error = source("", "nested@a:x").unwrap_err();
+        assert!(matches!(error, KeyConfigError::TooDeep { .. }), "{error}");
+    }
+
+    #[test]
+    fn managers_that_only_give_out_keys_say_so() {
+        let managers = managers("", FixedKey::Refuse).unwrap();
+        for name in ["file", "fd", "command", "credential", "keyring", "config@prod"] {
+            let error = managers.admin(&name.parse().unwrap()).err().unwrap();
+            assert!(matches!(error, KeyConfigError::FetchOnly { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_default_file_is_not_needed_by_those_who_need_nothing_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        let managers =
+            || KeyManagers { path: path.clone(), config: OnceCell::new(), fixed_key: FixedKey::Accept };
+        let resolve = |reference: &str| managers().source(&reference.parse().unwrap());
+        assert!(matches!(resolve("config:x"), Err(KeyConfigError::NoProfile { .. })));
+        fs::write(&path, "not TOML").unwrap();
+        assert!(matches!(resolve("config:x"), Err(KeyConfigError::Syntax { .. })));
+        resolve("file:/x").unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(
+            KeyManagers::new(Some(&path), FixedKey::Refuse),
+            Err(KeyConfigError::Unreadable { .. })
+        ));
+    }
+
+    #[test]
+    fn a_file_that_others_can_change_is_not_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        fs::write(&path, "").unwrap();
+        for (mode, is_trusted) in
+            [(0o600, true), (0o644, true), (0o640, true), (0o660, false), (0o602, false), (0o666, false)]
+        {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let result = KeyManagers::new(Some(&path), FixedKey::Refuse);
+            assert_eq!(result.is_ok(), is_trusted, "{mode:o}: {result:?}");
+        }
+        assert!(matches!(
+            KeyManagers::new(Some(folder.path()), FixedKey::Refuse),
+            Err(KeyConfigError::NotTrusted { .. })
+        ));
+    }
+
+    #[test]
+    fn debug_of_a_source_is_its_reference() {
+        let source = source("", "file:/x").unwrap();
+        assert_eq!(format!("{source:?}"), "KeySource(file:/x)");
+        assert_eq!(source.reference().id(), &KeyId::new("/x"));
     }
 }

@@ -3,11 +3,20 @@
 use std::fmt;
 
 use super::registry::Opening;
-use super::{KeyAdmin, KeyConfigError, KeyManager, fd, file};
+use super::{KeyAdmin, KeyConfigError, KeyManager, command, credential, fd, file, fixed_key, keyring};
 
 /// Every kind of key manager, in the order in which messages list them. A new one needs its line here, and a table
 /// of [`KeyConfig`](super::KeyConfig) if it takes profiles.
-const SCHEMES: &[&Scheme] = &[&file::SCHEME, &fd::SCHEME];
+const SCHEMES: &[&Scheme] = &[
+    &file::SCHEME,
+    &fd::SCHEME,
+    &command::SCHEME,
+    &credential::SCHEME,
+    &keyring::SCHEME,
+    &fixed_key::SCHEME,
+    #[cfg(test)]
+    &NESTED,
+];
 
 /// One kind of key manager: what stands before the colon of a reference, and what opens it.
 pub(super) struct Scheme {
@@ -62,14 +71,17 @@ fn listed(schemes: impl Iterator<Item = &'static Scheme>) -> String {
     schemes.map(|scheme| scheme.usage).collect::<Vec<_>>().join(", ")
 }
 
-/// A manager whose keys have versions, and that cannot be opened.
+/// Keys with profiles and versions, each encrypted with itself.
 #[cfg(test)]
-pub(super) const FOR_TESTS: Scheme = Scheme {
-    name: "versioned",
-    usage: "versioned[@PROFILE]:NAME[#VERSION]",
+pub(super) const NESTED: Scheme = Scheme {
+    name: "nested",
+    usage: "nested[@PROFILE]:NAME[#VERSION]",
     takes_profile: true,
     takes_version: true,
-    open: |_| unreachable!("no reference leads here"),
+    open: |opening| {
+        let itself = opening.name().key(&super::KeyId::new("x"));
+        opening.source(&itself).map(|source| source.manager)
+    },
     administer: None,
 };
 

@@ -43,6 +43,12 @@ pub enum SecretError {
     Lock(#[source] io::Error),
 }
 
+impl From<io::Error> for SecretError {
+    fn from(error: io::Error) -> Self {
+        Self::Lock(error)
+    }
+}
+
 /// Who failed while a secret was made: `Locked` itself, or what was to write into it.
 enum Filling<E> {
     Lock(io::Error),

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::cipher::KernelChoice;
 use crate::format::VolumeFormat;
@@ -31,8 +32,10 @@ pub struct ServeConfig {
     pub volume: VolumeConfig,
     /// What they mean.
     pub format: FormatConfig,
-    /// The key, for formats that have one.
-    pub key: Option<KeySource>,
+    /// Where to look for the key, in order; none for formats without one.
+    pub keys: Vec<KeySource>,
+    /// How long to try again while none of them can be reached.
+    pub key_timeout: Duration,
     /// What encrypts, for formats that have a key.
     pub cipher_kernel: KernelChoice,
     /// What the guest sees.

@@ -6,7 +6,7 @@ use super::config::ServeConfig;
 use super::error::ServeError;
 use super::volume_file::{OpenedVolume, open_volume};
 use crate::format::Unlocked;
-use crate::keys::KeySource;
+use crate::keys;
 
 /// An open volume and what its format made of it.
 #[derive(Debug)]
@@ -24,7 +24,10 @@ pub struct Disk {
 /// See [`ServeError`].
 pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
     let volume = open_volume(&config.volume)?;
-    let secret = config.key.as_ref().map(KeySource::fetch).transpose()?;
+    let secret = match config.keys.as_slice() {
+        [] => None,
+        keys => Some(keys::fetch_first(keys, config.key_timeout)?),
+    };
     let unlocked = config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?;
     volume.check_alignment(&unlocked.geometry)?;
     info!(

@@ -124,7 +124,7 @@ fn help_and_version_go_to_standard_output() {
     let bench = Bench::new();
     let help = bench.run("serve --help");
     assert_eq!((help.code, help.stderr.as_str()), (0, ""));
-    for code in 0..=7 {
+    for code in 0..=8 {
         assert!(help.stdout.contains(&format!("\n  {code}  ")), "exit code {code} is documented");
     }
     assert!(bench.run("--help").stdout.contains("serve"));
@@ -160,7 +160,7 @@ fn wrong_options_are_named() {
         ("--engine diesel", &["--engine", "uring", "blocking"]),
         ("--insecure everything", &["--insecure", "plaintext", "equal-key-halves"]),
         ("--log-level loud", &["--log-level", "trace"]),
-        ("--key file:other --key file:key", &["--key"]),
+        ("--key-timeout soon", &["--key-timeout", "soon"]),
         ("surplus", &["surplus"]),
     ] {
         bench.serve(more).refused(USAGE, parts);
@@ -176,7 +176,7 @@ fn what_is_missing_is_asked_for() {
         ("serve --blk-file vol --format plain --key file:key", "--socket-path"),
         ("serve --socket-path s --format plain --key file:key", "--blk-file"),
         ("serve --socket-path s --blk-file vol --key file:key", "--format plain|none"),
-        ("serve --socket-path s --blk-file vol --format plain", "--key file:PATH|fd:N"),
+        ("serve --socket-path s --blk-file vol --format plain", "--key REFERENCE (file:PATH, say)"),
         ("--socket-path=s --blk-file=vol", "--format plain|none"),
     ] {
         bench.run(arguments).refused(USAGE, &[option, "is required"]);
