@@ -25,7 +25,7 @@ pub(super) const SCHEME: Scheme = Scheme {
     usage: "command:NAME",
     takes_profile: false,
     takes_version: false,
-    open: |opening| Ok(Box::new(KeyCommands { commands: opening.config()?.command.clone() })),
+    open: |opening| Ok(Box::new(KeyCommands::new(opening.config()?.command.clone()))),
     administer: None,
 };
 
@@ -94,6 +94,13 @@ impl TryFrom<u64> for TimeoutSeconds {
 #[derive(Debug)]
 pub struct KeyCommands {
     commands: Profiles<Profile>,
+}
+
+impl KeyCommands {
+    /// The keys that these commands print.
+    pub fn new(commands: Profiles<Profile>) -> Self {
+        Self { commands }
+    }
 }
 
 impl KeyManager for KeyCommands {
@@ -179,7 +186,7 @@ mod tests {
     /// The manager with one command, a shell script, and more lines in its table.
     fn commands(script: &str, more: &str) -> KeyCommands {
         let table = format!("argv = ['/bin/sh', '-c', \"\"\"{script}\"\"\"]\n{more}");
-        KeyCommands { commands: toml::from_str(&format!("[vm1]\n{table}")).unwrap() }
+        KeyCommands::new(toml::from_str(&format!("[vm1]\n{table}")).unwrap())
     }
 
     fn fetch(script: &str) -> Result<Secret, KeyError> {
@@ -216,7 +223,7 @@ mod tests {
             assert!(error.starts_with(&format!("key command:vm1 {expected}: ")), "{script}: {error}");
         }
         let missing = "[vm1]\nargv = ['/nonexistent/program']";
-        let commands = KeyCommands { commands: toml::from_str(missing).unwrap() };
+        let commands = KeyCommands::new(toml::from_str(missing).unwrap());
         let error = commands.fetch(&KeyId::new("vm1")).unwrap_err();
         assert!(matches!(error, KeyError::NotAllowed { .. }), "{error}");
         assert!(error.to_string().contains("/nonexistent/program"), "{error}");

@@ -30,6 +30,12 @@ impl Keyrings {
         Self { rings: &[KeyRingIdentifier::Session, KeyRingIdentifier::User] }
     }
 
+    /// Those of the thread that asks, which nobody else sees and which end with it.
+    #[cfg(test)]
+    pub(super) fn of_this_thread() -> Self {
+        Self { rings: &[KeyRingIdentifier::Thread] }
+    }
+
     /// The first key called `name`, of those that this process may search for.
     fn search(&self, name: &str) -> Result<linux_keyutils::Key, KeyringError> {
         let mut answer = KeyringError::KeyDoesNotExist;
@@ -91,6 +97,11 @@ fn refusal(id: &KeyId, error: KeyringError) -> KeyError {
             "the kernel has no keyrings, or does not let this process use them (as in many containers)",
             "keep the key elsewhere, or allow the system call keyctl(2)",
         ),
+        KeyringError::InvalidDescription | KeyringError::InvalidArguments => KeyError::malformed(
+            key,
+            "no key can be called so",
+            "name it by the description that it was added with (see `keyctl show`)",
+        ),
         error => KeyError::unreachable(key, format!("the kernel's keyring answers: {error}")),
     }
 }
@@ -104,15 +115,12 @@ mod tests {
     use super::*;
     use crate::keys::SECRET_BYTES_MAX;
 
-    /// Keys of the thread that runs the test, which nobody else sees and which end with it.
-    const OF_THIS_THREAD: Keyrings = Keyrings { rings: &[KeyRingIdentifier::Thread] };
-
     fn add(name: &str, bytes: &[u8]) -> Key {
         KeyRing::from_special_id(KeyRingIdentifier::Thread, true).unwrap().add_key(name, bytes).unwrap()
     }
 
     fn fetch(name: &str) -> Result<Secret, KeyError> {
-        OF_THIS_THREAD.fetch(&KeyId::new(name))
+        Keyrings::of_this_thread().fetch(&KeyId::new(name))
     }
 
     #[test]

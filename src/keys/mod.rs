@@ -16,6 +16,8 @@
 mod admin;
 pub mod command;
 mod config;
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod credential;
 mod encoding;
 mod error;
