@@ -134,6 +134,11 @@ fn nothing_is_left_to_do() {
 }
 
 #[test]
+fn serving_a_disk_only_fetches_keys() {
+    assert_rust_tidy("src/", words::key_administration);
+}
+
+#[test]
 fn nothing_unwraps_outside_tests() {
     assert_rust_tidy("src/", words::unwraps);
 }

@@ -78,6 +78,22 @@ pub(crate) fn leftover_macros(file: &TextFile) -> Complaints {
     complaints
 }
 
+/// Where nothing but fetching a key is done, so that serving a disk can neither make nor destroy one.
+const FETCH_ONLY: &[&str] = &["src/format/", "src/server/", "src/cli/serve.rs", "src/cli/resolve.rs"];
+
+/// The tools' half of the key managers' interface, where only the other half may be named.
+pub(crate) fn key_administration(file: &TextFile) -> Complaints {
+    let mut complaints = Complaints::new();
+    if FETCH_ONLY.iter().any(|place| file.path.starts_with(place)) {
+        each_place(file, |place| {
+            if place.is_word("KeyAdmin") || place.is_word("admin") {
+                complaints.push(format!("{}:{}: keys are only fetched here", file.path, place.line()));
+            }
+        });
+    }
+    complaints
+}
+
 /// `.unwrap()` outside tests, where `expect` states the invariant.
 pub(crate) fn unwraps(file: &TextFile) -> Complaints {
     let mut complaints = Complaints::new();
@@ -138,6 +154,22 @@ mod tests {
         assert_complains(leftover_macros, "src/io/mod.rs", concat!("fn f() { to", "do!() }"));
         assert_complains(leftover_macros, "src/io/mod.rs", concat!("fn f() { g(vec![db", "g!(1)]) }"));
         assert_content(leftover_macros, "src/io/mod.rs", "// todo!\nfn todo() { if !dbg {} }");
+    }
+
+    #[test]
+    fn complains_of_key_administration_while_serving() {
+        assert_complains(
+            key_administration,
+            "src/server/startup.rs",
+            "use crate::keys::{KeyAdmin, KeyError};",
+        );
+        assert_complains(key_administration, "src/cli/serve.rs", "fn f() { managers.admin(&name); }");
+        assert_content(key_administration, "src/cli/key.rs", "fn f() { managers.admin(&name); }");
+        assert_content(
+            key_administration,
+            "src/server/startup.rs",
+            "use crate::keys::KeySource; // no KeyAdmin",
+        );
     }
 
     #[test]
