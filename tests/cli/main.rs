@@ -12,6 +12,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
+mod keys;
 mod sockets;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sealblk");
