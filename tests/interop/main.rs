@@ -5,12 +5,14 @@
 #![allow(unreachable_pub, missing_docs, reason = "a test binary has no outside")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where its expectations do")]
 
+mod recipes;
+
 use std::process::Command;
 
 /// A missing oracle would be noticed in every test; here it is named.
 #[test]
 fn the_oracles_are_installed() {
-    for program in ["cryptsetup", "qemu-img", "qemu-io", "qemu-nbd", "nbdkit", "nbdcopy"] {
+    for program in ["cryptsetup", "qemu-img", "qemu-io", "qemu-nbd", "nbdkit", "nbdcopy", "keyctl"] {
         let answer = Command::new(program).arg("--version").output();
         let answer = answer.unwrap_or_else(|e| panic!("{program}: {e}; run `scripts/install-tools interop`"));
         assert!(answer.status.success(), "{program}: {answer:?}");
