@@ -56,8 +56,11 @@
 //! * No guest input crashes the process, stops it serving other requests, or makes it touch memory or sectors
 //!   outside the grant; every request that can be answered is answered once. Impossible ring indices stop that
 //!   ring only.
+//! * A volume's header is copied once, judged by an allow-list with caps on its costs, and the key it yields checked
+//!   against its digest, before the first request.
 //! * A stopped ring has nothing under way: its requests are answered and the guest's memory is left alone.
-//! * Key bytes live in [`keys::Secret`], [`cipher::VolumeKey`] and [`cipher::Xts`] only: locked, wiped, redacted.
+//! * Key bytes live in [`keys::Secret`], [`cipher::VolumeKey`] and [`cipher::Xts`] only: locked, wiped, redacted; and
+//!   while a volume is unlocked, in libcryptsetup, which wipes them.
 //!
 //! # What is assumed
 //!

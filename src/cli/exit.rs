@@ -145,6 +145,7 @@ fn format_exit(error: &FormatError) -> Exit {
         FormatError::SecretMissing
         | FormatError::SecretUnused
         | FormatError::KeyLength { .. }
+        | FormatError::KeyIsText { .. }
         | FormatError::UnfitKey(_) => Exit::Key,
         FormatError::Luks(error) => luks_exit(error),
     }
@@ -158,6 +159,7 @@ fn luks_exit(error: &LuksError) -> Exit {
         | LuksError::UnfitKey(_) => Exit::Key,
         LuksError::Memory(_) => Exit::Failure,
         LuksError::HeaderFile { .. }
+        | LuksError::HeaderKind { .. }
         | LuksError::NotLuks(_)
         | LuksError::Read(_)
         | LuksError::Truncated { .. }

@@ -1,6 +1,7 @@
 //! The command line: one file for each family of subcommands, and what they share.
 
 mod exit;
+mod formats;
 mod log;
 mod resolve;
 mod serve;
@@ -116,7 +117,7 @@ mod tests {
         };
         assert_eq!(
             line("sealblk serve --format luks9"),
-            "invalid value 'luks9' for '--format <FORMAT>' [possible values: plain, none]; see `sealblk serve --help`"
+            "invalid value 'luks9' for '--format <FORMAT>' [possible values: luks, luks1, luks2, plain, none]; see `sealblk serve --help`"
         );
         assert!(line("sealblk --sockt-path=x").contains("did you mean --socket-path?"));
         assert!(line("sealblk frobnicate").contains("frobnicate"));

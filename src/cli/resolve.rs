@@ -5,22 +5,16 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use super::serve::{FormatName, InsecureGate, ServeOptions, Switch};
-use crate::cipher::{CipherError, CipherSpec, EqualHalves};
+use super::serve::{InsecureGate, ServeOptions, Switch};
+use crate::cipher::CipherError;
 use crate::format::FormatError;
-use crate::format::plain::{KeySize, PlainFormat};
-use crate::format::unencrypted::UnencryptedFormat;
-use crate::geometry::SectorSize;
 use crate::inherited::{self, TakeError};
 use crate::keys::{FixedKey, KeyConfigError, KeyManagers, KeyReference, KeySource, ReferenceError};
 use crate::server::config::{
-    DeviceConfig, Endpoint, FormatConfig, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, SERIAL_BYTES,
-    ServeConfig, VolumeConfig,
+    DeviceConfig, Endpoint, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, SERIAL_BYTES, ServeConfig,
+    VolumeConfig,
 };
 
-const DEFAULT_CIPHER: &str = "aes-xts-plain64";
-const DEFAULT_KEY_SIZE_BITS: u32 = 512;
-const DEFAULT_SECTOR_SIZE_BYTES: u32 = 512;
 /// Less than the 90 s that systemd gives a service to start.
 const DEFAULT_KEY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most queues that are offered without being asked for.
@@ -86,8 +80,13 @@ pub enum ConfigError {
     #[error(transparent)]
     Keys(#[from] KeyConfigError),
     /// No cipher that there is.
-    #[error("--cipher")]
-    Cipher(#[source] CipherError),
+    #[error("{option}")]
+    Cipher {
+        /// The option.
+        option: &'static str,
+        /// What is wrong with it.
+        source: CipherError,
+    },
     /// No socket to take over.
     #[error("--fd")]
     Descriptor(#[source] TakeError),
@@ -134,66 +133,6 @@ impl ServeOptions {
         }
     }
 
-    fn format_config(&self) -> Result<FormatConfig, ConfigError> {
-        match self.format {
-            None => Err(ConfigError::Missing("--format plain|none")),
-            Some(FormatName::Plain) => self.plain_format().map(FormatConfig::Plain),
-            Some(FormatName::None) => self.unencrypted_format().map(FormatConfig::Unencrypted),
-        }
-    }
-
-    fn plain_format(&self) -> Result<PlainFormat, ConfigError> {
-        if self.key.is_empty() {
-            return Err(ConfigError::Missing("--key REFERENCE (file:PATH, say)"));
-        }
-        let key_size_bits = self.key_size.unwrap_or(DEFAULT_KEY_SIZE_BITS);
-        let format = PlainFormat {
-            cipher: self
-                .cipher
-                .as_deref()
-                .unwrap_or(DEFAULT_CIPHER)
-                .parse::<CipherSpec>()
-                .map_err(ConfigError::Cipher)?,
-            key_size: KeySize::from_bits(key_size_bits)
-                .ok_or_else(|| impossible("--key-size", key_size_bits, "256 or 512 bits"))?,
-            sector_size: self.sector_size()?,
-            iv_large_sectors: self.iv_large_sectors.unwrap_or(false),
-            offset_sectors: self.offset.unwrap_or(0),
-            skip_sectors: self.skip.unwrap_or(0),
-            equal_halves: match self.insecure.contains(&InsecureGate::EqualKeyHalves) {
-                true => EqualHalves::Accept,
-                false => EqualHalves::Refuse,
-            },
-        };
-        format.check()?;
-        if format.iv_large_sectors && format.sector_size == SectorSize::BYTES_512 {
-            let possible = "it changes nothing when sectors have 512 bytes, see --sector-size";
-            return Err(impossible("--iv-large-sectors", true, possible));
-        }
-        Ok(format)
-    }
-
-    fn unencrypted_format(&self) -> Result<UnencryptedFormat, ConfigError> {
-        if !self.insecure.contains(&InsecureGate::Plaintext) {
-            let what = "--format none stores the guest's data unencrypted";
-            return Err(ConfigError::Gated { what, gate: "plaintext" });
-        }
-        let of_encryption = [
-            ("--key", !self.key.is_empty()),
-            ("--key-config", self.key_config.is_some()),
-            ("--key-timeout", self.key_timeout.is_some()),
-            ("--cipher", self.cipher.is_some()),
-            ("--key-size", self.key_size.is_some()),
-            ("--skip", self.skip.is_some()),
-            ("--iv-large-sectors", self.iv_large_sectors == Some(true)),
-            ("--cipher-kernel", self.cipher_kernel.is_some()),
-        ];
-        if let Some((option, _)) = of_encryption.into_iter().find(|(_, given)| *given) {
-            return Err(ConfigError::Meaningless { option, format: "none" });
-        }
-        Ok(UnencryptedFormat { sector_size: self.sector_size()?, offset_sectors: self.offset.unwrap_or(0) })
-    }
-
     /// What the references mean. Nothing is fetched yet.
     fn key_sources(&self) -> Result<Vec<KeySource>, ConfigError> {
         let fixed_key = match self.insecure.contains(&InsecureGate::FixedKey) {
@@ -206,12 +145,6 @@ impl ServeOptions {
             Ok(managers.source(&reference)?)
         };
         self.key.iter().map(source).collect()
-    }
-
-    fn sector_size(&self) -> Result<SectorSize, ConfigError> {
-        let bytes = self.sector_size.unwrap_or(DEFAULT_SECTOR_SIZE_BYTES);
-        SectorSize::new(bytes)
-            .ok_or_else(|| impossible("--sector-size", bytes, "512, 1024, 2048 or 4096 bytes"))
     }
 
     fn device_config(&self) -> Result<DeviceConfig, ConfigError> {
@@ -238,7 +171,7 @@ impl ServeOptions {
     }
 }
 
-fn impossible(option: &'static str, value: impl ToString, possible: &str) -> ConfigError {
+pub(super) fn impossible(option: &'static str, value: impl ToString, possible: &str) -> ConfigError {
     ConfigError::Impossible { option, value: value.to_string(), possible: possible.to_owned() }
 }
 
@@ -260,8 +193,11 @@ fn padded_serial(text: &str) -> Result<[u8; SERIAL_BYTES], ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cipher::{IvMode, KernelChoice};
-    use crate::server::config::{CacheMode, DiscardPolicy, EngineKind};
+    use crate::cipher::{CipherSpec, EqualHalves, IvMode, KernelChoice};
+    use crate::format::passphrase::PassphraseHash;
+    use crate::format::plain::{KeySize, PlainFormat, PlainSecret};
+    use crate::geometry::SectorSize;
+    use crate::server::config::{CacheMode, DiscardPolicy, EngineKind, FormatConfig};
 
     const LEAST: &str = "socket-path = '/s'\nblk-file = '/v'\n";
 
@@ -283,6 +219,7 @@ mod tests {
         let format = PlainFormat {
             cipher: CipherSpec { iv_mode: IvMode::Plain64 },
             key_size: KeySize::Bits512,
+            secret: PlainSecret::Key,
             sector_size: SectorSize::BYTES_512,
             iv_large_sectors: false,
             offset_sectors: 0,
@@ -313,12 +250,14 @@ mod tests {
             "cipher = 'aes-xts-plain64be'\nkey-size = 256\nsector-size = 4096\niv-large-sectors = true\n\
              offset = 3\nskip = 16\ninsecure = ['equal-key-halves']\nnum-queues = 5\nqueue-size = 64\n\
              serial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\ndirect = 'off'\n\
-             engine = 'blocking'\nkey-timeout = 5\nonce = true\nread-only = true\ncipher-kernel = 'portable'",
+             engine = 'blocking'\nkey-timeout = 5\nonce = true\nread-only = true\ncipher-kernel = 'portable'\n\
+             plain-hash = 'ripemd160'",
         )
         .unwrap();
         let format = PlainFormat {
             cipher: CipherSpec { iv_mode: IvMode::Plain64Be },
             key_size: KeySize::Bits256,
+            secret: PlainSecret::Passphrase(PassphraseHash::Ripemd160),
             sector_size: SectorSize::BYTES_4096,
             iv_large_sectors: true,
             offset_sectors: 3,
@@ -350,7 +289,7 @@ mod tests {
             ConfigError::Missing(option) => option,
             error => panic!("{error}"),
         };
-        assert!(missing("").contains("--format"));
+        assert!(missing("").contains("--key"));
         assert!(missing("format = 'plain'").contains("--key"));
         assert!(missing("format = 'plain'\nkey = 'fd:3'").contains("--blk-file"));
         assert!(missing("format = 'plain'\nkey = 'fd:3'\nblk-file = '/v'").contains("--socket-path"));
@@ -385,30 +324,8 @@ mod tests {
             let message = refused(text);
             assert!(message.contains(option) && message.contains(possible), "{text}: {message}");
         }
-        assert!(matches!(plain("cipher = 'aes-cbc-essiv:sha256'"), Err(ConfigError::Cipher(_))));
+        assert!(matches!(plain("cipher = 'aes-cbc-essiv:sha256'"), Err(ConfigError::Cipher { .. })));
         plain("queue-size = 4\nserial = '12345678901234567890'\nnum-queues = 64").unwrap();
-    }
-
-    #[test]
-    fn plaintext_is_gated_and_takes_no_encryption_options() {
-        let error = resolve("format = 'none'").unwrap_err().to_string();
-        assert!(error.contains("--insecure plaintext"), "{error}");
-        let gated = "format = 'none'\ninsecure = ['plaintext']\n";
-        for (option, text) in [
-            ("--key", "key = 'fd:3'"),
-            ("--key-timeout", "key-timeout = 0"),
-            ("--cipher", "cipher = 'aes-xts-plain64'"),
-            ("--key-size", "key-size = 512"),
-            ("--skip", "skip = 0"),
-            ("--iv-large-sectors", "iv-large-sectors = true"),
-            ("--cipher-kernel", "cipher-kernel = 'auto'"),
-        ] {
-            let error = resolve(&format!("{gated}{text}")).unwrap_err().to_string();
-            assert_eq!(error, format!("{option} has no meaning with --format none"));
-        }
-        let config = resolve(&format!("{gated}sector-size = 1024\noffset = 8")).unwrap();
-        let format = UnencryptedFormat { sector_size: SectorSize::new(1024).unwrap(), offset_sectors: 8 };
-        assert_eq!(config.format, FormatConfig::Unencrypted(format));
     }
 
     #[test]

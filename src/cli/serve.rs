@@ -23,13 +23,14 @@ pub(super) const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-on
 const SOCKET: &str = "Socket (exactly one)";
 const VOLUME: &str = "Volume";
 const ENCRYPTION: &str = "Encryption";
+const HEADER: &str = "What a LUKS header may be";
 const DEVICE: &str = "Disk as the guest sees it";
 const PROCESS: &str = "Process";
 
 /// The options, and what they may come from or be left unread for.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "sealblk serve --socket-path PATH --blk-file PATH --format plain --key file:PATH [OPTIONS]",
+    override_usage = "sealblk serve --socket-path PATH --blk-file PATH --key file:PATH [OPTIONS]",
     after_help = Exit::table()
 )]
 pub(super) struct ServeCommand {
@@ -64,13 +65,17 @@ pub(super) struct ServeOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_possible_values = true, help_heading = VOLUME)]
     pub(super) read_only: Option<bool>,
-    /// What lies on the volume; never guessed [required]
+    /// What lies on the volume; never guessed [default: luks]
     #[arg(long, help_heading = VOLUME)]
     pub(super) format: Option<FormatName>,
-    /// Encryption sector size, the guest's block size: 512, 1024, 2048 or 4096 bytes [default: 512]
+    /// LUKS: file or device with the header, where that is not on the volume itself
+    #[arg(long, value_name = "PATH", help_heading = VOLUME)]
+    pub(super) header: Option<PathBuf>,
+    /// Encryption sector size, the guest's block size: 512, 1024, 2048 or 4096 bytes [default: 512; LUKS: as the
+    /// header says]
     #[arg(long, value_name = "BYTES", help_heading = VOLUME)]
     pub(super) sector_size: Option<u32>,
-    /// Begin of the data on the volume, in sectors of 512 bytes [default: 0]
+    /// Begin of the data on the volume, in sectors of 512 bytes [default: 0; LUKS: as the header says]
     #[arg(long, value_name = "SECTORS", help_heading = VOLUME)]
     pub(super) offset: Option<u64>,
     /// Bypass the host's page cache (O_DIRECT) [default: on]
@@ -78,7 +83,8 @@ pub(super) struct ServeOptions {
     pub(super) direct: Option<Switch>,
 
     /// Where the key comes from: SCHEME[@PROFILE][+ENCODING]:ID, such as file:PATH (mode 0600), fd:N (a pipe, say) or
-    /// credential+hex:NAME; may be repeated, and the first key that there is counts
+    /// credential+hex:NAME; may be repeated, and the first key that there is counts. For LUKS it is a
+    /// passphrase, for plain the volume key itself, as many bytes as --key-size asks for (or see --plain-hash)
     #[arg(long, value_name = "REFERENCE", help_heading = ENCRYPTION)]
     #[serde(deserialize_with = "one_or_more")]
     pub(super) key: Vec<String>,
@@ -88,16 +94,23 @@ pub(super) struct ServeOptions {
     /// How long to try again while no key manager can be reached; 0 is one attempt [default: 60]
     #[arg(long, value_name = "SECONDS", help_heading = ENCRYPTION)]
     pub(super) key_timeout: Option<u32>,
-    /// aes-xts-plain64, aes-xts-plain or aes-xts-plain64be [default: aes-xts-plain64]
+    /// LUKS: try the passphrase on this key slot only [default: on all]
+    #[arg(long, value_name = "N", help_heading = ENCRYPTION)]
+    pub(super) key_slot: Option<u32>,
+    /// Plain: aes-xts-plain64, aes-xts-plain or aes-xts-plain64be [default: aes-xts-plain64]
     #[arg(long, help_heading = ENCRYPTION)]
     pub(super) cipher: Option<String>,
-    /// Both halves of the XTS key: 256 (AES-128) or 512 (AES-256) bits [default: 512]
+    /// Plain: both halves of the XTS key, 256 (AES-128) or 512 (AES-256) bits [default: 512]
     #[arg(long, value_name = "BITS", help_heading = ENCRYPTION)]
     pub(super) key_size: Option<u32>,
-    /// Number of the first sector's IV, in sectors of 512 bytes [default: 0]
+    /// Plain: the key is a passphrase, made into a volume key with this hash (cryptsetup took ripemd160 before 2.7,
+    /// sha256 since); `none`: it is the volume key even if it looks like text
+    #[arg(long, value_name = "HASH", help_heading = ENCRYPTION)]
+    pub(super) plain_hash: Option<PlainHash>,
+    /// Plain: number of the first sector's IV, in sectors of 512 bytes [default: 0]
     #[arg(long, value_name = "SECTORS", help_heading = ENCRYPTION)]
     pub(super) skip: Option<u64>,
-    /// Count IVs in encryption sectors instead of 512-byte sectors
+    /// Plain: count IVs in encryption sectors instead of 512-byte sectors
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_possible_values = true, help_heading = ENCRYPTION)]
     pub(super) iv_large_sectors: Option<bool>,
@@ -107,6 +120,28 @@ pub(super) struct ServeOptions {
     /// Allow something unsafe by name; may be repeated
     #[arg(long, value_name = "GATE", help_heading = ENCRYPTION)]
     pub(super) insecure: Vec<InsecureGate>,
+
+    /// Refuse a volume with another UUID
+    #[arg(long, value_name = "UUID", help_heading = HEADER)]
+    pub(super) expect_uuid: Option<String>,
+    /// Refuse a volume with another cipher, or a volume key of another size: aes-xts-plain64 or aes-xts-plain64:512
+    #[arg(long, value_name = "CIPHER[:BITS]", help_heading = HEADER)]
+    pub(super) expect_cipher: Option<String>,
+    /// Refuse a header with another SHA-256; `cryptsetup luksHeaderBackup` and sha256sum tell it
+    #[arg(long, value_name = "HEX", help_heading = HEADER)]
+    pub(super) expect_header_digest: Option<String>,
+    /// Most memory that a key slot may need, in MiB [default: 1024]
+    #[arg(long, value_name = "MIB", help_heading = HEADER)]
+    pub(super) kdf_memory_max: Option<u32>,
+    /// Most memory that Argon2 may go through for all key slots, passes times memory, in GiB [default: 128]
+    #[arg(long, value_name = "GIB", help_heading = HEADER)]
+    pub(super) kdf_work_max: Option<u32>,
+    /// Most threads that a key slot may ask for [default: 4]
+    #[arg(long, value_name = "COUNT", help_heading = HEADER)]
+    pub(super) kdf_threads_max: Option<u32>,
+    /// Most iterations of PBKDF2 for all key slots and the digests [default: 100000000]
+    #[arg(long, value_name = "COUNT", help_heading = HEADER)]
+    pub(super) kdf_iterations_max: Option<u32>,
 
     /// Most queues, each with its own thread: 1 to 64 [default: host CPUs, at most 16]
     #[arg(long, value_name = "COUNT", help_heading = DEVICE)]
@@ -137,13 +172,33 @@ pub(super) struct ServeOptions {
 }
 
 /// The volume formats by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum FormatName {
+    /// LUKS1 or LUKS2, whichever the header is
+    #[default]
+    Luks,
+    /// LUKS1 only
+    Luks1,
+    /// LUKS2 only
+    Luks2,
     /// dm-crypt's plain mode: encrypted, without a header
     Plain,
     /// Not encrypted; needs --insecure plaintext
     None,
+}
+
+/// What makes a plain volume's key from a passphrase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum PlainHash {
+    None,
+    Ripemd160,
+    Sha1,
+    Sha224,
+    Sha256,
+    Sha384,
+    Sha512,
 }
 
 /// A choice that is written out either way; in the file also as a boolean.
@@ -248,18 +303,28 @@ impl ServeOptions {
             blk_file: other.blk_file.or(base.blk_file),
             read_only: other.read_only.or(base.read_only),
             format: other.format.or(base.format),
+            header: other.header.or(base.header),
             sector_size: other.sector_size.or(base.sector_size),
             offset: other.offset.or(base.offset),
             direct: other.direct.or(base.direct),
             key: if other.key.is_empty() { base.key } else { other.key },
             key_config: other.key_config.or(base.key_config),
             key_timeout: other.key_timeout.or(base.key_timeout),
+            key_slot: other.key_slot.or(base.key_slot),
             cipher: other.cipher.or(base.cipher),
             key_size: other.key_size.or(base.key_size),
+            plain_hash: other.plain_hash.or(base.plain_hash),
             skip: other.skip.or(base.skip),
             iv_large_sectors: other.iv_large_sectors.or(base.iv_large_sectors),
             cipher_kernel: other.cipher_kernel.or(base.cipher_kernel),
             insecure: if other.insecure.is_empty() { base.insecure } else { other.insecure },
+            expect_uuid: other.expect_uuid.or(base.expect_uuid),
+            expect_cipher: other.expect_cipher.or(base.expect_cipher),
+            expect_header_digest: other.expect_header_digest.or(base.expect_header_digest),
+            kdf_memory_max: other.kdf_memory_max.or(base.kdf_memory_max),
+            kdf_work_max: other.kdf_work_max.or(base.kdf_work_max),
+            kdf_threads_max: other.kdf_threads_max.or(base.kdf_threads_max),
+            kdf_iterations_max: other.kdf_iterations_max.or(base.kdf_iterations_max),
             num_queues: other.num_queues.or(base.num_queues),
             queue_size: other.queue_size.or(base.queue_size),
             serial: other.serial.or(base.serial),
@@ -293,25 +358,35 @@ mod tests {
     }
 
     /// One valid value for every option: as on the command line, and as in the file.
-    const SAMPLES: [(&str, &str, &str); 26] = [
+    const SAMPLES: [(&str, &str, &str); 36] = [
         ("socket-path", "--socket-path=/s", "'/s'"),
         ("fd", "--fd=7", "7"),
         ("connect", "--connect=/c", "'/c'"),
         ("blk-file", "--blk-file=/v", "'/v'"),
         ("read-only", "--read-only", "true"),
         ("format", "--format=none", "'none'"),
+        ("header", "--header=/h", "'/h'"),
         ("sector-size", "--sector-size=4096", "4096"),
         ("offset", "--offset=2048", "2048"),
         ("direct", "--direct=off", "'off'"),
         ("key", "--key=fd:9", "'fd:9'"),
         ("key-config", "--key-config=/k", "'/k'"),
         ("key-timeout", "--key-timeout=5", "5"),
+        ("key-slot", "--key-slot=1", "1"),
         ("cipher", "--cipher=aes-xts-plain", "'aes-xts-plain'"),
         ("key-size", "--key-size=256", "256"),
+        ("plain-hash", "--plain-hash=ripemd160", "'ripemd160'"),
         ("skip", "--skip=16", "16"),
         ("iv-large-sectors", "--iv-large-sectors=false", "false"),
         ("cipher-kernel", "--cipher-kernel=portable", "'portable'"),
         ("insecure", "--insecure=equal-key-halves", "['equal-key-halves']"),
+        ("expect-uuid", "--expect-uuid=u", "'u'"),
+        ("expect-cipher", "--expect-cipher=c", "'c'"),
+        ("expect-header-digest", "--expect-header-digest=00", "'00'"),
+        ("kdf-memory-max", "--kdf-memory-max=1", "1"),
+        ("kdf-work-max", "--kdf-work-max=1", "1"),
+        ("kdf-threads-max", "--kdf-threads-max=1", "1"),
+        ("kdf-iterations-max", "--kdf-iterations-max=1", "1"),
         ("num-queues", "--num-queues=3", "3"),
         ("queue-size", "--queue-size=64", "64"),
         ("serial", "--serial=S", "'S'"),

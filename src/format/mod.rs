@@ -5,14 +5,23 @@
 //! never probed from bytes that a guest can write.
 
 pub mod luks;
+pub mod passphrase;
 pub mod plain;
 pub mod unencrypted;
 
 use std::fs::File;
 
-use crate::cipher::{CipherError, IvNumbering, VolumeKey};
+use tracing::warn;
+
+use crate::cipher::{CipherError, IvMode, IvNumbering, VolumeKey};
 use crate::geometry::{Geometry, SECTOR_BYTES, SectorSize};
 use crate::keys::Secret;
+
+/// Most bytes that IEEE 1619 advises to encrypt under one key: 2^36 cipher blocks of 16 bytes.
+const ADVISED_BYTES_PER_KEY: u64 = 1 << 40;
+
+/// 512-byte units after which the `plain` IV, 32 bits wide, begins again.
+const PLAIN_IV_PERIOD_SECTORS: u64 = 1 << 32;
 
 /// A volume made ready for the data path.
 #[derive(Debug)]
@@ -34,8 +43,8 @@ pub struct Encryption {
 
 /// Reads a volume's layout and turns the secret it is locked with into its key.
 pub trait VolumeFormat {
-    /// Unlocks `volume`, whose size is `volume_bytes`. For `plain` the secret is the volume key itself; for
-    /// formats with a header it is a passphrase.
+    /// Unlocks `volume`, whose size is `volume_bytes`. For `plain` the secret is the volume key itself, or a
+    /// passphrase that is hashed to one; for formats with a header it is a passphrase.
     ///
     /// # Errors
     /// See [`FormatError`]; none of them names secret bytes.
@@ -104,6 +113,16 @@ pub enum FormatError {
         /// What the difference suggests; empty or beginning with a separator.
         hint: &'static str,
     },
+    /// It has the right length, but is most likely something else.
+    #[error(
+        "the key is {bytes} hexadecimal digits, not random bytes: if it is a passphrase name its hash with \
+         --plain-hash (ripemd160, sha256, ...), if it stands for a key say so (file+hex:PATH), and only if it is \
+         the key itself pass --plain-hash none"
+    )]
+    KeyIsText {
+        /// How many digits.
+        bytes: usize,
+    },
     /// The right length, but not fit to be a key.
     #[error("the key cannot be used")]
     UnfitKey(#[from] CipherError),
@@ -138,4 +157,19 @@ fn payload_geometry(
         });
     }
     Ok(Geometry { sector_size, payload_offset_bytes, capacity_bytes })
+}
+
+/// Warns of a volume that is larger than its key or its IVs are good for.
+fn warn_of_size(geometry: &Geometry, iv: IvNumbering) {
+    if geometry.capacity_bytes > ADVISED_BYTES_PER_KEY {
+        warn!(
+            capacity_bytes = geometry.capacity_bytes,
+            advised_bytes = ADVISED_BYTES_PER_KEY,
+            "the volume holds more than is advised to encrypt under one AES-XTS key"
+        );
+    }
+    let end_sectors = iv.offset_sectors.saturating_add(geometry.capacity_sectors());
+    if iv.mode == IvMode::Plain && end_sectors > PLAIN_IV_PERIOD_SECTORS {
+        warn!("IVs of aes-xts-plain repeat after 2 TiB: prefer aes-xts-plain64 for a volume of this size");
+    }
 }

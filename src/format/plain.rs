@@ -1,5 +1,5 @@
 //! dm-crypt's plain mode: no header, the whole volume from `--offset` on is payload, and the secret is the
-//! volume key itself.
+//! volume key itself, or a [passphrase](super::passphrase) that is hashed to one.
 //!
 //! The same volume opens with cryptsetup, given a key *file* (text on standard input would be hashed first):
 //!
@@ -14,18 +14,11 @@
 
 use std::fs::File;
 
-use tracing::warn;
-
-use super::{Encryption, FormatError, Unlocked, VolumeFormat, payload_geometry};
-use crate::cipher::{CipherSpec, EqualHalves, IvMode, IvNumbering, VolumeKey};
-use crate::geometry::{Geometry, SectorSize};
+use super::passphrase::PassphraseHash;
+use super::{Encryption, FormatError, Unlocked, VolumeFormat, payload_geometry, warn_of_size};
+use crate::cipher::{CipherSpec, EqualHalves, IvNumbering, VolumeKey};
+use crate::geometry::SectorSize;
 use crate::keys::Secret;
-
-/// Most bytes that IEEE 1619 advises to encrypt under one key: 2^36 cipher blocks of 16 bytes.
-const ADVISED_BYTES_PER_KEY: u64 = 1 << 40;
-
-/// 512-byte units after which the `plain` IV, 32 bits wide, begins again.
-const PLAIN_IV_PERIOD_SECTORS: u64 = 1 << 32;
 
 /// Everything that a header would say, if there were one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +27,8 @@ pub struct PlainFormat {
     pub cipher: CipherSpec,
     /// Both halves of the XTS key together.
     pub key_size: KeySize,
+    /// What the secret is.
+    pub secret: PlainSecret,
     /// The encryption sector size.
     pub sector_size: SectorSize,
     /// Whether IVs count encryption sectors instead of 512-byte units.
@@ -44,6 +39,18 @@ pub struct PlainFormat {
     pub skip_sectors: u64,
     /// Whether a key is accepted whose halves are equal.
     pub equal_halves: EqualHalves,
+}
+
+/// What the secret of a plain volume is. Bytes do not tell, and a wrong guess would show the guest a disk of noise, to
+/// be formatted anew: what looks like the other kind is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlainSecret {
+    /// The volume key, unless it is text.
+    Key,
+    /// The volume key, whatever it looks like (`--plain-hash none`).
+    AnyKey,
+    /// A passphrase.
+    Passphrase(PassphraseHash),
 }
 
 /// Length of an XTS key, both halves together.
@@ -94,27 +101,17 @@ impl PlainFormat {
 
     fn volume_key(&self, secret: &Secret) -> Result<VolumeKey, FormatError> {
         let (actual_bytes, expected_bytes) = (secret.expose().len(), self.key_size.bytes());
+        if let PlainSecret::Passphrase(hash) = self.secret {
+            return hash.volume_key(secret.expose(), expected_bytes, self.equal_halves);
+        }
         if actual_bytes != expected_bytes {
             let hint = length_hint(secret.expose(), expected_bytes);
             return Err(FormatError::KeyLength { actual_bytes, expected_bytes, hint });
         }
+        if self.secret == PlainSecret::Key && secret.expose().iter().all(u8::is_ascii_hexdigit) {
+            return Err(FormatError::KeyIsText { bytes: actual_bytes });
+        }
         Ok(VolumeKey::new(secret.expose(), self.equal_halves)?)
-    }
-
-    fn warn_of_size(&self, geometry: &Geometry) {
-        if geometry.capacity_bytes > ADVISED_BYTES_PER_KEY {
-            warn!(
-                capacity_bytes = geometry.capacity_bytes,
-                advised_bytes = ADVISED_BYTES_PER_KEY,
-                "the volume holds more than is advised to encrypt under one AES-XTS key"
-            );
-        }
-        let end_sectors = self.skip_sectors.saturating_add(geometry.capacity_sectors());
-        if self.cipher.iv_mode == IvMode::Plain && end_sectors > PLAIN_IV_PERIOD_SECTORS {
-            warn!(
-                "IVs of aes-xts-plain repeat after 2 TiB: prefer aes-xts-plain64 for a volume of this size"
-            );
-        }
     }
 }
 
@@ -123,12 +120,12 @@ impl VolumeFormat for PlainFormat {
         self.check()?;
         let geometry = payload_geometry(volume_bytes, self.offset_sectors, self.sector_size)?;
         let key = self.volume_key(&secret.ok_or(FormatError::SecretMissing)?)?;
-        self.warn_of_size(&geometry);
         let iv = IvNumbering {
             mode: self.cipher.iv_mode,
             offset_sectors: self.skip_sectors,
             large_sectors: self.iv_large_sectors,
         };
+        warn_of_size(&geometry, iv);
         Ok(Unlocked { geometry, encryption: Some(Encryption { key, iv }) })
     }
 }
@@ -140,11 +137,12 @@ fn length_hint(key: &[u8], expected_bytes: usize) -> &'static str {
     if key.len() == expected_bytes + 1 {
         "; is there a trailing newline?"
     } else if hexadecimal && text.len() == expected_bytes * 2 {
-        "; it looks like hexadecimal text, but raw bytes are needed (xxd -r -p)"
+        "; it looks like hexadecimal text: if it is a passphrase name its hash with --plain-hash, else raw bytes \
+         are needed (xxd -r -p)"
     } else if KeySize::from_bits(u32::try_from(key.len() * 8).unwrap_or(u32::MAX)).is_some() {
         "; is --key-size right?"
     } else {
-        ""
+        "; if it is a passphrase, name its hash with --plain-hash"
     }
 }
 
@@ -154,6 +152,9 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::cipher::IvMode;
+    use crate::format::PLAIN_IV_PERIOD_SECTORS;
+    use crate::geometry::Geometry;
 
     const GIB: u64 = 1 << 30;
 
@@ -161,6 +162,7 @@ mod tests {
         PlainFormat {
             cipher: CipherSpec { iv_mode: IvMode::Plain64 },
             key_size: KeySize::Bits512,
+            secret: PlainSecret::Key,
             sector_size: SectorSize::BYTES_4096,
             iv_large_sectors: false,
             offset_sectors: 0,
@@ -227,7 +229,9 @@ mod tests {
     fn a_key_of_the_wrong_length_is_refused_with_a_hint() {
         let refused = |format: &PlainFormat, secret| unlock(format, GIB, secret).unwrap_err().to_string();
         let half = PlainFormat { key_size: KeySize::Bits256, ..format() };
-        assert_eq!(refused(&format(), key(0..63)), "the key has 63 bytes, --key-size 512 needs 64");
+        let passphrase = "; if it is a passphrase, name its hash with --plain-hash";
+        let expected = format!("the key has 63 bytes, --key-size 512 needs 64{passphrase}");
+        assert_eq!(refused(&format(), key(0..63)), expected);
         assert!(refused(&format(), key(0..65)).contains("trailing newline"));
         assert!(refused(&half, key(0..33)).contains("trailing newline"));
         assert!(refused(&format(), key(0..32)).contains("is --key-size right?"));
@@ -244,6 +248,18 @@ mod tests {
         assert!(matches!(unlock(&format(), GIB, key([7; 64])), Err(FormatError::UnfitKey(_))));
         let gated = PlainFormat { equal_halves: EqualHalves::Accept, ..format() };
         unlock(&gated, GIB, key([7; 64])).unwrap();
+    }
+
+    #[test]
+    fn a_passphrase_is_hashed_and_a_key_that_looks_like_one_refused() {
+        let hexadecimal = || key([b'a'; 32].into_iter().chain([b'0'; 32]));
+        let error = unlock(&format(), GIB, hexadecimal()).unwrap_err();
+        assert!(matches!(error, FormatError::KeyIsText { bytes: 64 }), "{error}");
+        for secret in [PlainSecret::AnyKey, PlainSecret::Passphrase(PassphraseHash::Sha256)] {
+            unlock(&PlainFormat { secret, ..format() }, GIB, hexadecimal()).unwrap();
+        }
+        let passphrase = PlainSecret::Passphrase(PassphraseHash::Ripemd160);
+        unlock(&PlainFormat { secret: passphrase, ..format() }, GIB, key(*b"any length")).unwrap();
     }
 
     /// What is logged while `unlock` runs on a volume of this size.

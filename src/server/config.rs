@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cipher::KernelChoice;
 use crate::format::VolumeFormat;
+use crate::format::luks::LuksFormat;
 use crate::format::plain::PlainFormat;
 use crate::format::unencrypted::UnencryptedFormat;
 use crate::keys::KeySource;
@@ -71,6 +72,8 @@ pub struct VolumeConfig {
 /// The declared format, with what it needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FormatConfig {
+    /// LUKS1 or LUKS2.
+    Luks(LuksFormat),
     /// dm-crypt's plain mode.
     Plain(PlainFormat),
     /// Not encrypted.
@@ -81,6 +84,7 @@ impl FormatConfig {
     /// The format behind the joint that start-up works through.
     pub fn volume_format(&self) -> &dyn VolumeFormat {
         match self {
+            Self::Luks(format) => format,
             Self::Plain(format) => format,
             Self::Unencrypted(format) => format,
         }

@@ -12,6 +12,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
+mod headers;
 mod keys;
 mod sockets;
 
@@ -22,6 +23,7 @@ const USAGE: i32 = 2;
 const VOLUME: i32 = 3;
 const VOLUME_LOCKED: i32 = 4;
 const KEY: i32 = 5;
+const SOCKET: i32 = 6;
 
 /// 64 bytes that are text, so that any output which holds part of them can be searched for it.
 const KEY_BYTES: &[u8; 64] = b"Th1sIsTh3FirstHalfOfTheSecretKey+Th1sIsIts0therHalf,f1lledUpToIt";
@@ -176,9 +178,8 @@ fn what_is_missing_is_asked_for() {
     for (arguments, option) in [
         ("serve --blk-file vol --format plain --key file:key", "--socket-path"),
         ("serve --socket-path s --format plain --key file:key", "--blk-file"),
-        ("serve --socket-path s --blk-file vol --key file:key", "--format plain|none"),
         ("serve --socket-path s --blk-file vol --format plain", "--key REFERENCE (file:PATH, say)"),
-        ("--socket-path=s --blk-file=vol", "--format plain|none"),
+        ("--socket-path=s --blk-file=vol", "--key REFERENCE (file:PATH, say)"),
     ] {
         bench.run(arguments).refused(USAGE, &[option, "is required"]);
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::library::LibraryError;
 use super::on_disk::Version;
-use super::policy::Refusals;
+use super::refusal::Refusals;
 use crate::cipher::CipherError;
 
 /// Why a LUKS volume cannot be opened. No message holds secret bytes.
@@ -19,8 +19,14 @@ pub enum LuksError {
         /// What the kernel answered.
         source: io::Error,
     },
+    /// Something that has no bytes of its own.
+    #[error("the header {path} is neither a file nor a block device")]
+    HeaderKind {
+        /// The file of `--header`.
+        path: PathBuf,
+    },
     /// Neither version is there.
-    #[error("there is no LUKS header{0}")]
+    #[error("there is no LUKS header{0} (--format plain and none are for volumes without one)")]
     NotLuks(&'static str),
     /// It cannot be read.
     #[error("cannot read the LUKS header")]

@@ -15,9 +15,9 @@ use tracing::{info, warn};
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a turn is waited for. Whoever can read the program can hold its lock; that must not keep disks from
-/// being served for ever.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a turn is waited for: a hundred unlocks of the slowest kind. Whoever can read the program can hold its lock;
+/// that must not keep disks from being served for ever.
+const PATIENCE: Duration = Duration::from_secs(30 * 60);
 
 /// A process's turn, until it is dropped.
 #[derive(Debug)]

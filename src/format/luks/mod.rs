@@ -13,26 +13,36 @@
 
 mod description;
 mod error;
+mod expectations;
+mod header_file;
+mod kdf_limits;
 mod kdf_turn;
 pub mod library;
 mod metadata;
 mod on_disk;
 mod policy;
+mod refusal;
 mod snapshot;
 mod unlock;
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::path::PathBuf;
+
+use tracing::warn;
 
 pub use description::{Argon2, Description, Kdf, KeyDigest, Priority, Segment, Slot, Token};
 pub use error::LuksError;
+pub use expectations::{Expectations, ExpectedCipher};
+pub use kdf_limits::KdfLimits;
 pub use on_disk::{CopyState, Version};
-pub use policy::{Approved, Expectations, ExpectedCipher, KdfLimits, Placement, Policy, Refusal, Refusals};
+pub use policy::{Approved, Placement, Policy};
+pub use refusal::{Refusal, Refusals};
 pub use snapshot::HeaderSnapshot;
 pub use unlock::Header;
 
-use super::{Encryption, FormatError, Unlocked, VolumeFormat};
+use header_file::HeaderFile;
+
+use super::{Encryption, FormatError, Unlocked, VolumeFormat, warn_of_size};
 use crate::cipher::EqualHalves;
 use crate::keys::Secret;
 
@@ -48,16 +58,15 @@ pub struct LuksFormat {
 }
 
 impl LuksFormat {
-    /// Reads the header of `volume`, or the detached one.
+    /// Reads the header of `volume` (of `volume_bytes`), or the detached one, and says where it lies.
     ///
     /// # Errors
     /// See [`LuksError`].
-    pub fn read_header(&self, volume: &File, volume_bytes: u64) -> Result<Header, LuksError> {
-        let Some(path) = &self.header else { return Header::read(volume, volume_bytes) };
-        let failed = |source| LuksError::HeaderFile { path: path.clone(), source };
-        let mut file = File::open(path).map_err(failed)?;
-        let header_bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        Header::read(&file, header_bytes)
+    pub fn read_header(&self, volume: &File, volume_bytes: u64) -> Result<(Header, Placement), LuksError> {
+        let attached = Placement { volume_bytes, detached: false };
+        let Some(path) = &self.header else { return Ok((Header::read(volume, volume_bytes)?, attached)) };
+        let HeaderFile { file, size_bytes, detached } = HeaderFile::open(path, volume)?;
+        Ok((Header::read(&file, size_bytes)?, Placement { detached, ..attached }))
     }
 }
 
@@ -71,10 +80,15 @@ impl VolumeFormat for LuksFormat {
         if volume_bytes == 0 {
             return Err(FormatError::Empty);
         }
-        let header = self.read_header(volume, volume_bytes)?;
-        let placement = Placement { volume_bytes, detached: self.header.is_some() };
+        let (header, placement) = self.read_header(volume, volume_bytes)?;
+        if let Some(copies) = header.description().copies
+            && copies != [CopyState::Good; 2]
+        {
+            warn!(?copies, "one copy of the LUKS2 header is damaged or old: `cryptsetup repair` mends it");
+        }
         let passphrase = secret.ok_or(FormatError::SecretMissing)?;
         let (key, approved) = header.unlock(&self.policy, placement, &passphrase, self.equal_halves)?;
+        warn_of_size(&approved.geometry, approved.iv);
         let encryption = Some(Encryption { key, iv: approved.iv });
         Ok(Unlocked { geometry: approved.geometry, encryption })
     }

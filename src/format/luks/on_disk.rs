@@ -10,7 +10,7 @@ const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 const MAGIC_SECONDARY: [u8; 6] = *b"SKUL\xba\xbe";
 
 /// Sizes that a LUKS2 header may have (binary part and JSON of one copy), hence where a second copy can begin.
-const LUKS2_HEADER_BYTES_MIN: u64 = 16 << 10;
+pub(super) const LUKS2_HEADER_BYTES_MIN: u64 = 16 << 10;
 pub(super) const LUKS2_HEADER_BYTES_MAX: u64 = 4 << 20;
 /// The binary part, before the JSON.
 pub(super) const LUKS2_BINARY_BYTES: u64 = 4096;
@@ -58,7 +58,7 @@ pub(super) fn version(start: &[u8]) -> Option<Version> {
         match be16(start, 6)? {
             1 => return Some(Version::Luks1),
             2 => return Some(Version::Luks2),
-            _ => return None,
+            _ => {}
         }
     }
     let mut offset_bytes = LUKS2_HEADER_BYTES_MIN;

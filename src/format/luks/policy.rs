@@ -1,18 +1,14 @@
 //! Which headers are served: an allow-list, because whoever controls the storage writes the header, and libcryptsetup
 //! follows it wherever it leads.
 
-use std::fmt;
-
-use base16ct::lower;
-use uuid::Uuid;
-
-use super::description::{Argon2, Description, Kdf, Segment, Slot};
-use super::on_disk::{STRIPES, Version};
+use super::description::{Description, Segment, Slot};
+use super::expectations::Expectations;
+use super::kdf_limits::KdfLimits;
+use super::on_disk::STRIPES;
+use super::refusal::{Refusal, Refusals, is_null};
 use crate::cipher::{CipherSpec, IvMode, IvNumbering};
-use crate::format::{FormatError, payload_geometry};
+use crate::format::payload_geometry;
 use crate::geometry::{Geometry, SECTOR_BYTES, SectorSize};
-
-const CIPHERS: &str = "aes-xts-plain64 and aes-xts-plain";
 
 /// What is demanded of a header before a passphrase is tried on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,58 +19,6 @@ pub struct Policy {
     pub expect: Expectations,
     /// Try the passphrase on this slot alone, instead of on all.
     pub slot: Option<u32>,
-}
-
-/// The most that the KDFs of a header may cost. A header asks for as much as it likes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KdfLimits {
-    /// Memory of Argon2.
-    pub memory_kib: u32,
-    /// Passes of Argon2 times its memory in GiB, rounded up.
-    pub gib_passes: u32,
-    /// Lanes of Argon2.
-    pub threads: u32,
-    /// Iterations of PBKDF2, in a slot and in the digest.
-    pub iterations: u32,
-}
-
-impl Default for KdfLimits {
-    /// Room for what cryptsetup makes by default on any machine (1 GiB, 4 threads, two seconds), and for ten times
-    /// its time.
-    fn default() -> Self {
-        Self { memory_kib: 1 << 20, gib_passes: 64, threads: 4, iterations: 100_000_000 }
-    }
-}
-
-/// What the operator knows of the volume, to notice another one in its place.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Expectations {
-    /// `--format luks1` or `luks2`.
-    pub version: Option<Version>,
-    /// `--expect-uuid`.
-    pub uuid: Option<Uuid>,
-    /// `--expect-cipher`.
-    pub cipher: Option<ExpectedCipher>,
-    /// `--expect-header-digest`: SHA-256 of the header area.
-    pub header_digest: Option<[u8; 32]>,
-}
-
-/// A cipher, and the volume key's length if that is known too: `aes-xts-plain64` or `aes-xts-plain64:512`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExpectedCipher {
-    /// In dm-crypt's notation.
-    pub name: String,
-    /// Both halves of the XTS key.
-    pub key_bits: Option<u32>,
-}
-
-impl fmt::Display for ExpectedCipher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.key_bits {
-            Some(bits) => write!(f, "{}:{bits}", self.name),
-            None => f.write_str(&self.name),
-        }
-    }
 }
 
 /// Where header and payload lie.
@@ -95,84 +39,6 @@ pub struct Approved {
     pub iv: IvNumbering,
     /// Length of the volume key: 32 or 64.
     pub key_bytes: usize,
-}
-
-/// Why a header is not served.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say what the fields are")]
-pub enum Refusal {
-    #[error("it is {found}, but --format says {expected}")]
-    Version { found: Version, expected: Version },
-    #[error("its UUID is {found}, not {expected} (--expect-uuid)")]
-    Uuid { found: String, expected: Uuid },
-    #[error("its cipher is {found}, not {expected} (--expect-cipher)")]
-    ExpectedCipher { found: String, expected: ExpectedCipher },
-    #[error("its SHA-256 is {found}, not {expected} (--expect-header-digest): was the header changed?")]
-    HeaderDigest { found: String, expected: String },
-    #[error("it is being re-encrypted ({what}): let `cryptsetup reencrypt` finish first")]
-    Reencrypting { what: String },
-    #[error("it requires `{0}`, which this version does not know")]
-    Requirement(String),
-    #[error("it has {0} segments, and only volumes of one can be served")]
-    Segments(usize),
-    #[error("its segment is of type `{0}`, not `crypt`")]
-    SegmentKind(String),
-    #[error("its sectors are authenticated ({0}), which is not supported")]
-    Integrity(String),
-    #[error("its cipher is `{0}`, which does not encrypt at all")]
-    NullCipher(String),
-    #[error("its cipher is `{0}`: supported are {CIPHERS}, with keys of 256 or 512 bits")]
-    Cipher(String),
-    #[error("its volume key has {0} bits: 256 and 512 are supported")]
-    KeyBits(u64),
-    #[error("its sectors have {0} bytes: 512, 1024, 2048 and 4096 are possible")]
-    SectorBytes(u32),
-    #[error("its IVs begin at {iv_tweak}, inside a sector of {sector_bytes} bytes")]
-    IvTweak { iv_tweak: u64, sector_bytes: u32 },
-    #[error("its payload begins at byte {0}, which is not a multiple of 512")]
-    PayloadOffset(u64),
-    #[error(
-        "its payload begins at byte {payload_offset_bytes}, inside the header of {header_bytes} bytes{hint}"
-    )]
-    PayloadInHeader { payload_offset_bytes: u64, header_bytes: u64, hint: &'static str },
-    #[error("its payload ends at byte {end_bytes}, but the volume at {volume_bytes}")]
-    PayloadBeyondEnd { end_bytes: u64, volume_bytes: u64 },
-    #[error("{0}")]
-    Payload(FormatError),
-    #[error("key slot {slot} hides its key with `{cipher}`, which {}", if is_null(.cipher) { "does not encrypt at all" } else { "is not supported" })]
-    SlotCipher { slot: u32, cipher: String },
-    #[error("key slot {slot} is not possible: {what}")]
-    Slot { slot: u32, what: String },
-    #[error("key slot {slot} needs {memory_kib} KiB of memory: {limit_kib} are allowed (--kdf-memory-max)")]
-    KdfMemory { slot: u32, memory_kib: u32, limit_kib: u32 },
-    #[error(
-        "key slot {slot} goes {passes} times through {memory_kib} KiB of memory, {gib_passes} GiB in all: \
-         {limit} are allowed (--kdf-gib-passes-max)"
-    )]
-    KdfPasses { slot: u32, passes: u32, memory_kib: u32, gib_passes: u64, limit: u32 },
-    #[error("key slot {slot} needs {threads} threads: {limit} are allowed (--kdf-threads-max)")]
-    KdfThreads { slot: u32, threads: u32, limit: u32 },
-    #[error("{what} needs {iterations} iterations: {limit} are allowed (--kdf-iterations-max)")]
-    KdfIterations { what: String, iterations: u32, limit: u32 },
-    #[error("{what} uses the KDF `{name}`, which is not known")]
-    UnknownKdf { what: String, name: String },
-    #[error("no digest says whether the volume key is the right one")]
-    NoDigest,
-    #[error("no key slot {0} holds the volume's key (--key-slot)")]
-    NoSuchSlot(u32),
-    #[error("none of its key slots holds the volume's key")]
-    NoSlots,
-}
-
-/// All reasons, at least one.
-#[derive(Debug)]
-pub struct Refusals(pub Vec<Refusal>);
-
-impl fmt::Display for Refusals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reasons: Vec<String> = self.0.iter().map(ToString::to_string).collect();
-        f.write_str(&reasons.join("; "))
-    }
 }
 
 impl Policy {
@@ -200,7 +66,7 @@ impl Policy {
 
     fn check_slots(&self, header: &Description, refusals: &mut Vec<Refusal>) {
         for slot in &header.slots {
-            check_slot(slot, refusals);
+            check_slot(header, slot, refusals);
         }
         let mut tried = header.slots_tried(self.slot).peekable();
         match (tried.peek(), self.slot) {
@@ -214,77 +80,8 @@ impl Policy {
                 let what = format!("its key has {} bits, unlike others", slot.key_bits);
                 refusals.push(Refusal::Slot { slot: slot.id, what });
             }
-            match &slot.kdf {
-                Some(kdf) => self.kdf.check(&format!("key slot {}", slot.id), slot.id, kdf, refusals),
-                None => {
-                    refusals.push(Refusal::Slot { slot: slot.id, what: "it names no KDF".to_owned() });
-                }
-            }
         }
-        for digest in &header.digests {
-            self.kdf.check(&format!("digest {}", digest.id), digest.id, &digest.kdf, refusals);
-        }
-    }
-}
-
-impl Expectations {
-    fn check(&self, header: &Description, refusals: &mut Vec<Refusal>) {
-        if let Some(expected) = self.version.filter(|expected| *expected != header.version) {
-            refusals.push(Refusal::Version { found: header.version, expected });
-        }
-        if let Some(expected) = self.uuid
-            && Uuid::try_parse(&header.uuid) != Ok(expected)
-        {
-            refusals.push(Refusal::Uuid { found: header.uuid.clone(), expected });
-        }
-        if let Some(expected) = &self.cipher {
-            let is_expected = |segment: &Segment| {
-                segment.cipher.as_deref() == Some(&expected.name)
-                    && expected.key_bits.is_none_or(|bits| segment.key_bits == Some(bits.into()))
-            };
-            for segment in header.segments.iter().filter(|segment| !is_expected(segment)) {
-                let bits = segment.key_bits.map_or(String::new(), |bits| format!(":{bits}"));
-                let found = segment.cipher.as_deref().unwrap_or("none").to_owned() + &bits;
-                refusals.push(Refusal::ExpectedCipher { found, expected: expected.clone() });
-            }
-        }
-        if let Some(expected) = self.header_digest.map(|digest| lower::encode_string(&digest))
-            && expected != header.header_digest
-        {
-            refusals.push(Refusal::HeaderDigest { found: header.header_digest.clone(), expected });
-        }
-    }
-}
-
-impl KdfLimits {
-    fn check(&self, what: &str, slot: u32, kdf: &Kdf, refusals: &mut Vec<Refusal>) {
-        match kdf {
-            Kdf::Pbkdf2 { iterations, .. } => {
-                let (iterations, limit) = (*iterations, self.iterations);
-                if iterations > limit {
-                    refusals.push(Refusal::KdfIterations { what: what.to_owned(), iterations, limit });
-                }
-            }
-            Kdf::Argon2i(costs) | Kdf::Argon2id(costs) => self.check_argon2(slot, *costs, refusals),
-            Kdf::Other { name } => {
-                refusals.push(Refusal::UnknownKdf { what: what.to_owned(), name: name.clone() });
-            }
-        }
-    }
-
-    fn check_argon2(&self, slot: u32, costs: Argon2, refusals: &mut Vec<Refusal>) {
-        let Argon2 { passes, memory_kib, threads } = costs;
-        if memory_kib > self.memory_kib {
-            refusals.push(Refusal::KdfMemory { slot, memory_kib, limit_kib: self.memory_kib });
-        }
-        let gib_passes = (u64::from(passes) * u64::from(memory_kib)).div_ceil(1 << 20);
-        if gib_passes > self.gib_passes.into() {
-            let limit = self.gib_passes;
-            refusals.push(Refusal::KdfPasses { slot, passes, memory_kib, gib_passes, limit });
-        }
-        if threads > self.threads {
-            refusals.push(Refusal::KdfThreads { slot, threads, limit: self.threads });
-        }
+        self.kdf.check(header, self.slot, refusals);
     }
 }
 
@@ -313,7 +110,7 @@ fn check_state(header: &Description, refusals: &mut Vec<Refusal>) {
 }
 
 /// A slot that would be opened with something else than what cryptsetup makes, whether it is tried or not.
-fn check_slot(slot: &Slot, refusals: &mut Vec<Refusal>) {
+fn check_slot(header: &Description, slot: &Slot, refusals: &mut Vec<Refusal>) {
     if slot.kind == "reencrypt" {
         return;
     }
@@ -329,16 +126,18 @@ fn check_slot(slot: &Slot, refusals: &mut Vec<Refusal>) {
     }
     if slot.key_bits > 1024 || slot.cipher_key_bits.is_none_or(|bits| bits > 1024) {
         impossible("its keys are longer than any cipher's".to_owned());
+    } else if slot.area_bytes < slot.key_bits / 8 * u64::from(STRIPES) {
+        impossible("its area is too small for its key".to_owned());
+    }
+    let area_end_bytes = slot.area_offset_bytes.checked_add(slot.area_bytes);
+    if area_end_bytes.is_none_or(|end_bytes| end_bytes > header.header_bytes) {
+        impossible("its area is not in the header".to_owned());
     }
 }
 
 /// What cryptsetup encrypts slots with, whatever the volume's cipher is.
 fn is_slot_cipher(cipher: &str) -> bool {
     cipher.starts_with("aes-xts-") || cipher.starts_with("aes-cbc-")
-}
-
-fn is_null(cipher: &str) -> bool {
-    cipher.contains("null")
 }
 
 /// The payload: its cipher, its sectors, and its place on the volume.

@@ -19,14 +19,16 @@ use super::error::LuksError;
 use super::library::{self, LibraryError};
 use super::metadata::Metadata;
 use super::on_disk::{
-    LUKS2_BINARY_BYTES, LUKS2_HEADER_BYTES_MAX, LUKS2_KEYSLOTS_BYTES_MAX, Luks1, Version, version,
+    LUKS2_BINARY_BYTES, LUKS2_HEADER_BYTES_MAX, LUKS2_HEADER_BYTES_MIN, LUKS2_KEYSLOTS_BYTES_MAX, Luks1,
+    Version, version,
 };
 
 /// Offsets, lengths and addresses for direct I/O: what is enough for any device.
 const READ_ALIGN_BYTES: usize = 4096;
 const READ_BYTES: usize = 1 << 20;
 
-/// What is read before the header's size is known: the largest pair of LUKS2 headers.
+/// What is read before the header's size is known: the usual pair of LUKS2 headers, and if there is none the largest.
+const USUAL_BYTES: u64 = 2 * LUKS2_HEADER_BYTES_MIN;
 const PROBE_BYTES: u64 = 2 * LUKS2_HEADER_BYTES_MAX;
 
 /// A header area, copied and sealed.
@@ -50,7 +52,21 @@ impl HeaderSnapshot {
     /// # Errors
     /// When there is no LUKS header, when it is not valid, or when it cannot be read.
     pub fn take(source: &File, source_bytes: u64) -> Result<Self, LuksError> {
-        let start = read_start(source, source_bytes.min(PROBE_BYTES)).map_err(LuksError::Read)?;
+        let (start, version, area_bytes) = match Self::probe(source, source_bytes.min(USUAL_BYTES)) {
+            Err(LuksError::Read(error)) => return Err(LuksError::Read(error)),
+            Err(_) if source_bytes > USUAL_BYTES => Self::probe(source, source_bytes.min(PROBE_BYTES))?,
+            probed => probed?,
+        };
+        if area_bytes > source_bytes {
+            return Err(LuksError::Truncated { version, area_bytes, source_bytes });
+        }
+        let (memory, digest) = copy_area(source, &start, area_bytes).map_err(LuksError::Read)?;
+        Ok(Self { memory, start, version, area_bytes, digest })
+    }
+
+    /// The first `bytes` bytes of `source`, and what version and size of header they say is there.
+    fn probe(source: &File, bytes: u64) -> Result<(Vec<u8>, Version, u64), LuksError> {
+        let start = read_start(source, bytes).map_err(LuksError::Read)?;
         let version = version(&start).ok_or_else(|| LuksError::NotLuks(other_signature(&start)))?;
         let area_bytes = match version {
             Version::Luks1 => Luks1::parse(&start)
@@ -58,11 +74,7 @@ impl HeaderSnapshot {
                 .map_err(|what| LuksError::Invalid { version, what })?,
             Version::Luks2 => luks2_area_bytes(&start)?,
         };
-        if area_bytes > source_bytes {
-            return Err(LuksError::Truncated { version, area_bytes, source_bytes });
-        }
-        let (memory, digest) = copy_area(source, &start, area_bytes).map_err(LuksError::Read)?;
-        Ok(Self { memory, start, version, area_bytes, digest })
+        Ok((start, version, area_bytes))
     }
 
     /// Which version the header is of.
