@@ -32,12 +32,25 @@ fn reads_back(name: &str) {
     let mut image = Vec::new();
     flate2::read::GzDecoder::new(compressed).read_to_end(&mut image).expect("unpack the image");
     assert_eq!(image.len() as u64, entry["image_bytes"].as_u64().expect("a size"));
-    let key = unhex(entry["key_hex"].as_str().expect("a key"));
-    let sector_bytes = entry["block_size"].as_u64().expect("a block size") as usize;
-    let layout = Layout { key: Some(key), sector_bytes, ..Layout::encrypted(image.len()) };
+    let sector_bytes = entry["block_size"].as_u64().expect("a block size");
     let original = image.clone();
-    let mut backend = Serve::volume(layout).image(image).start();
-    let frontend = Frontend::connect(backend.socket());
+    let serve = match entry["key_hex"].as_str() {
+        Some(key) => {
+            let key = Some(unhex(key));
+            let layout =
+                Layout { key, sector_bytes: sector_bytes as usize, ..Layout::encrypted(image.len()) };
+            Serve::volume(layout).image(image)
+        }
+        None => Serve::luks(image, entry["passphrase"].as_str().expect("a passphrase").as_bytes()),
+    };
+    let mut backend = serve.start();
+    let mut frontend = Frontend::connect(backend.socket());
+    // virtio-blk's configuration: capacity in sectors of 512 bytes, and from byte 20 the block size.
+    let config = frontend.config(0, 24).expect("the configuration");
+    let capacity = u64::from_le_bytes(config[..8].try_into().expect("eight bytes")) * 512;
+    assert_eq!(Some(capacity), entry["payload_bytes"].as_u64(), "{name}");
+    let block_bytes = u32::from_le_bytes(config[20..24].try_into().expect("four bytes"));
+    assert_eq!(u64::from(block_bytes), sector_bytes, "{name}");
     let mut hash = Sha256::new();
     for extent in entry["extents"].as_array().expect("extents") {
         let number = |i: usize| extent[i].as_u64().expect("a number") as usize;
@@ -70,4 +83,14 @@ fn plain_512() {
 #[test]
 fn plain_4096() {
     reads_back("plain-4096");
+}
+
+#[test]
+fn luks1_512_sha256() {
+    reads_back("luks1-512-sha256");
+}
+
+#[test]
+fn luks2_4096_argon2id() {
+    reads_back("luks2-4096-argon2id");
 }

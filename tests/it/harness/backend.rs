@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use tempfile::TempDir;
 
 use super::ring::poll_readable;
-use super::volume::{Layout, Volume};
+use super::volume::{Layout, Volume, write_key};
 
 /// No test keeps a process longer than this: a hang ends as a failure.
 const LIFETIME: Duration = Duration::from_secs(75);
@@ -34,6 +34,7 @@ enum Endpoint {
 pub struct Serve {
     layout: Layout,
     image: Option<Vec<u8>>,
+    passphrase: Option<Vec<u8>>,
     args: Vec<String>,
     queues: usize,
     endpoint: Endpoint,
@@ -47,7 +48,20 @@ impl Serve {
 
     /// A volume of another shape.
     pub fn volume(layout: Layout) -> Self {
-        Self { layout, image: None, args: Vec::new(), queues: 1, endpoint: Endpoint::Listen }
+        Self {
+            layout,
+            image: None,
+            passphrase: None,
+            args: Vec::new(),
+            queues: 1,
+            endpoint: Endpoint::Listen,
+        }
+    }
+
+    /// A volume with a LUKS header, which is served as it is.
+    pub fn luks(image: Vec<u8>, passphrase: &[u8]) -> Self {
+        let layout = Layout { key: None, ..Layout::encrypted(image.len()) };
+        Self { passphrase: Some(passphrase.to_vec()), ..Self::volume(layout).image(image) }
     }
 
     /// The encryption sector size.
@@ -95,10 +109,13 @@ impl Serve {
     /// Starts the process, and waits for its socket if it makes one.
     pub fn start(self) -> Backend {
         let dir = tempfile::Builder::new().prefix("sb").tempdir().expect("temporary directory");
-        let volume = match &self.image {
+        let mut volume = match &self.image {
             Some(bytes) => Volume::adopt(dir.path(), bytes, self.layout.clone()),
             None => Volume::create(dir.path(), self.layout.clone()),
         };
+        if let Some(passphrase) = &self.passphrase {
+            volume.key_file = Some(write_key(dir.path(), passphrase));
+        }
         let socket = dir.path().join("s");
         let listens = matches!(self.endpoint, Endpoint::Listen);
         let mut child = self.spawn(&volume, &socket);
@@ -156,6 +173,7 @@ fn format_args(volume: &Volume) -> Vec<String> {
             args.extend(["--skip".into(), layout.skip_sectors.to_string()]);
             args.extend(layout.iv_large_sectors.then(|| "--iv-large-sectors".to_string()));
         }
+        (None, Some(passphrase)) => args.extend(["--key".into(), format!("file:{}", path_text(passphrase))]),
         _ => args.extend(["--format", "none", "--insecure", "plaintext"].map(String::from)),
     }
     args

@@ -158,7 +158,8 @@ impl Volume {
     }
 }
 
-fn write_key(dir: &Path, key: &[u8]) -> PathBuf {
+/// Puts a key or passphrase where the server accepts it from.
+pub fn write_key(dir: &Path, key: &[u8]) -> PathBuf {
     let path = dir.join("key");
     let mut file: File =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).expect("create key file");
