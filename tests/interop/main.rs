@@ -9,6 +9,12 @@ mod recipes;
 
 use std::process::Command;
 
+#[allow(dead_code, unused_imports, reason = "it serves tests/it as well")]
+#[path = "../it/harness/mod.rs"]
+mod harness;
+mod luks;
+mod tools;
+
 /// A missing oracle would be noticed in every test; here it is named.
 #[test]
 fn the_oracles_are_installed() {
