@@ -15,3 +15,4 @@ mod device;
 mod dm_crypt;
 mod filesystem;
 mod harness;
+mod luks;

@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::process::Process;
-use super::volume::Volume;
+use super::volume::{PlainLayout, Volume};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -114,17 +114,15 @@ impl Served {
 }
 
 fn sealblk_arguments(volume: &Volume, options: &ServeOptions, socket: &Path) -> Vec<String> {
-    let layout = &volume.layout;
-    let mut arguments: Vec<String> =
-        ["serve", "--format", "plain", "--cipher", "aes-xts-plain64"].map(str::to_owned).into();
+    let mut arguments = vec!["serve".to_owned()];
+    arguments.extend(match &volume.luks {
+        Some(luks) => luks.header.iter().flat_map(|header| ["--header".to_owned(), path(header)]).collect(),
+        None => plain_arguments(&volume.layout),
+    });
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     option("--socket-path", path(socket));
     option("--blk-file", path(&volume.image));
     option("--key", format!("file:{}", volume.key_file.display()));
-    option("--key-size", layout.key.count().to_string());
-    option("--sector-size", layout.sector_bytes.to_string());
-    option("--offset", layout.offset_sectors.to_string());
-    option("--skip", layout.skip_sectors.to_string());
     option("--num-queues", options.queue_count.to_string());
     option("--discard", if options.pass_discard { "pass" } else { "ignore" }.to_owned());
     option("--cache", if options.writethrough { "writethrough" } else { "writeback" }.to_owned());
@@ -135,6 +133,17 @@ fn sealblk_arguments(volume: &Volume, options: &ServeOptions, socket: &Path) -> 
     if options.read_only {
         arguments.push("--read-only".to_owned());
     }
+    arguments
+}
+
+fn plain_arguments(layout: &PlainLayout) -> Vec<String> {
+    let mut arguments: Vec<String> =
+        ["--format", "plain", "--cipher", "aes-xts-plain64"].map(str::to_owned).into();
+    let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    option("--key-size", layout.key.count().to_string());
+    option("--sector-size", layout.sector_bytes.to_string());
+    option("--offset", layout.offset_sectors.to_string());
+    option("--skip", layout.skip_sectors.to_string());
     if layout.iv_large_sectors {
         arguments.push("--iv-large-sectors".to_owned());
     }

@@ -7,4 +7,4 @@ pub(crate) mod volume;
 
 pub(crate) use backend::{BackEnd, ServeOptions, Served};
 pub(crate) use qemu::Guest;
-pub(crate) use volume::{KeyBits, PlainLayout, Volume};
+pub(crate) use volume::{KeyBits, LuksLayout, PlainLayout, Volume};

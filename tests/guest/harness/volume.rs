@@ -46,12 +46,21 @@ impl Default for PlainLayout {
     }
 }
 
+/// A volume whose header says the rest; its key file holds a passphrase.
+#[derive(Debug)]
+pub(crate) struct LuksLayout {
+    /// Where the header is, if it does not lie on the image.
+    pub(crate) header: Option<PathBuf>,
+}
+
 /// An image file and the key file beside it.
 #[derive(Debug)]
 pub(crate) struct Volume {
     pub(crate) image: PathBuf,
     pub(crate) key_file: PathBuf,
+    /// What counts unless it is a LUKS volume.
     pub(crate) layout: PlainLayout,
+    pub(crate) luks: Option<LuksLayout>,
 }
 
 impl Volume {
@@ -69,7 +78,7 @@ impl Volume {
             .open(&key_file)
             .and_then(|mut file| file.write_all(&key))
             .expect("the key can be made");
-        Self { image, key_file, layout }
+        Self { image, key_file, layout, luks: None }
     }
 
     /// Size of the disk that the guest sees.
