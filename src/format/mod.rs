@@ -4,9 +4,12 @@
 //! [`VolumeFormat`] is one of the project's three joints. The format is always declared by the operator,
 //! never probed from bytes that a guest can write.
 
+pub mod header_lock;
 pub mod luks;
+pub mod new_file;
 pub mod passphrase;
 pub mod plain;
+pub mod signature;
 pub mod unencrypted;
 
 use std::fs::File;
