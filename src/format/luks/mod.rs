@@ -11,10 +11,16 @@
 //! IVs count 512-byte units from the beginning of the payload, also where sectors are larger; the payload begins where
 //! the header says, which need not be a multiple of anything but 512 bytes (QEMU: sector 4040).
 
+pub mod backup;
+mod create;
 mod description;
+mod display;
+mod edit_error;
+mod editor;
 mod error;
 mod expectations;
 mod header_file;
+mod image;
 mod kdf_limits;
 mod kdf_turn;
 pub mod library;
@@ -22,7 +28,9 @@ mod metadata;
 mod on_disk;
 mod policy;
 mod refusal;
+mod slot_kdf;
 mod snapshot;
+mod transfer;
 mod unlock;
 
 use std::fs::File;
@@ -30,13 +38,17 @@ use std::path::PathBuf;
 
 use tracing::warn;
 
+pub use create::{Extent, MadeHeader, NewHeader};
 pub use description::{Argon2, Description, Kdf, KeyDigest, Priority, Segment, Slot, Token};
+pub use edit_error::EditError;
+pub use editor::HeaderEditor;
 pub use error::LuksError;
 pub use expectations::{Expectations, ExpectedCipher};
 pub use kdf_limits::KdfLimits;
 pub use on_disk::{CopyState, Version};
 pub use policy::{Approved, Placement, Policy};
 pub use refusal::{Refusal, Refusals};
+pub use slot_kdf::SlotKdf;
 pub use snapshot::HeaderSnapshot;
 pub use unlock::Header;
 

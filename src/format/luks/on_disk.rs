@@ -72,6 +72,16 @@ pub(super) fn version(start: &[u8]) -> Option<Version> {
     None
 }
 
+/// Whether the second copy of a LUKS2 header begins with `start`.
+pub(super) fn has_second_magic(start: &[u8]) -> bool {
+    start.starts_with(&MAGIC_SECONDARY)
+}
+
+/// Bytes of one copy of the LUKS2 header, binary part and JSON, as the first of them says.
+pub(super) fn luks2_copy_bytes(start: &[u8]) -> Option<u64> {
+    be64(start, 8)
+}
+
 /// The binary header of LUKS1.
 #[derive(Debug)]
 pub(super) struct Luks1 {

@@ -136,7 +136,7 @@ fn luks2_area_bytes(start: &[u8]) -> Result<u64, LuksError> {
 }
 
 /// A memfd, and what seals it.
-fn new_memory() -> io::Result<(File, impl FnOnce(&File) -> io::Result<()>)> {
+pub(super) fn new_memory() -> io::Result<(File, impl FnOnce(&File) -> io::Result<()>)> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Kernels before 6.3 do not know NOEXEC_SEAL, later ones may insist on it.
     let memory = match memfd_create(c"luks-header", flags | MemfdFlags::NOEXEC_SEAL) {
