@@ -1,11 +1,11 @@
 //! From a configuration to a disk that is ready to serve: volume, key, format, in this order.
 
-use tracing::info;
+use tracing::{debug, info};
 
 use super::config::ServeConfig;
 use super::error::ServeError;
 use super::volume_file::{OpenedVolume, open_volume};
-use crate::format::Unlocked;
+use crate::format::{Unlocked, header_lock};
 use crate::keys;
 
 /// An open volume and what its format made of it.
@@ -30,6 +30,10 @@ pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
     };
     let unlocked = config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?;
     volume.check_alignment(&unlocked.geometry)?;
+    // The header has been read: from here on it may be changed. Where there are no such locks, it cannot be.
+    if let Err(error) = header_lock::mark_served(&volume.file) {
+        debug!(error = &error as &dyn std::error::Error, "the header cannot be changed while it is served");
+    }
     info!(
         volume = %config.volume.path.display(),
         capacity_bytes = unlocked.geometry.capacity_bytes,

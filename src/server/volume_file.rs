@@ -146,6 +146,23 @@ pub fn open_volume(config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
     Ok(OpenedVolume { file, size_bytes, is_block_device, direct_align_bytes, path: path.clone() })
 }
 
+/// Opens a volume that others may be using, without a lock and without direct I/O: to look at it, or to change its
+/// header by the rules of [`header_lock`](crate::format::header_lock).
+///
+/// # Errors
+/// See [`VolumeError`].
+pub fn open_beside_others(path: &Path, write: bool) -> Result<OpenedVolume, VolumeError> {
+    let failed = |source| VolumeError::Open { path: path.to_owned(), source };
+    check_kind(path, fs::metadata(path).map_err(failed)?.file_type())?;
+    let mut file = OpenOptions::new().read(true).write(write).open(path).map_err(failed)?;
+    let opened = file.metadata().map_err(failed)?;
+    check_kind(path, opened.file_type())?;
+    let is_block_device = opened.file_type().is_block_device();
+    let size_bytes =
+        if is_block_device { file.seek(SeekFrom::End(0)) } else { Ok(opened.len()) }.map_err(failed)?;
+    Ok(OpenedVolume { file, size_bytes, is_block_device, direct_align_bytes: None, path: path.to_owned() })
+}
+
 impl OpenedVolume {
     /// Checks that direct I/O, if used, can reach every sector of the payload.
     ///
