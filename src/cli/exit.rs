@@ -6,6 +6,7 @@ use std::io;
 use std::process::ExitCode;
 
 use super::resolve::ConfigError;
+use super::volume::ToolError;
 use crate::format::FormatError;
 use crate::format::luks::LuksError;
 use crate::keys::KeyError;
@@ -34,11 +35,13 @@ pub enum Exit {
     UringUnavailable = 7,
     /// The key manager cannot be reached; trying again later may help.
     KeyUnreachable = 8,
+    /// Something would be lost that nobody said may be.
+    Refused = 9,
 }
 
 impl Exit {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Success,
         Self::Failure,
         Self::Usage,
@@ -48,6 +51,7 @@ impl Exit {
         Self::Socket,
         Self::UringUnavailable,
         Self::KeyUnreachable,
+        Self::Refused,
     ];
 
     /// What the code means, in a few words.
@@ -62,6 +66,7 @@ impl Exit {
             Self::Socket => "vhost-user socket cannot be set up",
             Self::UringUnavailable => "io_uring is not available (see --engine)",
             Self::KeyUnreachable => "key manager cannot be reached (see --key-timeout); try again later",
+            Self::Refused => "refused, because data or access to it could be lost (see --force and --yes)",
         }
     }
 
@@ -92,6 +97,9 @@ pub enum CliError {
     /// Serving a disk failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// Making or changing a volume failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -106,13 +114,10 @@ impl CliError {
         match self {
             Self::Usage(_) | Self::Config(_) => Exit::Usage,
             Self::Output(_) | Self::Harden(_) => Exit::Failure,
+            Self::Tool(error) => error.exit(),
             Self::Serve(error) => match error {
-                ServeError::Volume(VolumeError::Locked { .. } | VolumeError::Claimed { .. }) => {
-                    Exit::VolumeLocked
-                }
-                ServeError::Volume(_) => Exit::Volume,
-                ServeError::Key(KeyError::Unreachable { .. }) => Exit::KeyUnreachable,
-                ServeError::Key(_) => Exit::Key,
+                ServeError::Volume(error) => volume_exit(error),
+                ServeError::Key(error) => key_exit(error),
                 ServeError::Format(error) => format_exit(error),
                 ServeError::Socket(_) => Exit::Socket,
                 ServeError::Uring(_) => Exit::UringUnavailable,
@@ -136,6 +141,20 @@ impl CliError {
     }
 }
 
+pub(super) fn key_exit(error: &KeyError) -> Exit {
+    match error {
+        KeyError::Unreachable { .. } => Exit::KeyUnreachable,
+        _ => Exit::Key,
+    }
+}
+
+pub(super) fn volume_exit(error: &VolumeError) -> Exit {
+    match error {
+        VolumeError::Locked { .. } | VolumeError::Claimed { .. } => Exit::VolumeLocked,
+        _ => Exit::Volume,
+    }
+}
+
 fn format_exit(error: &FormatError) -> Exit {
     match error {
         FormatError::Empty | FormatError::OffsetBeyondEnd { .. } | FormatError::PartialSector { .. } => {
@@ -151,7 +170,7 @@ fn format_exit(error: &FormatError) -> Exit {
     }
 }
 
-fn luks_exit(error: &LuksError) -> Exit {
+pub(super) fn luks_exit(error: &LuksError) -> Exit {
     match error {
         LuksError::WrongKey(_)
         | LuksError::Unlock(_)
@@ -175,7 +194,7 @@ mod tests {
 
     #[test]
     fn codes_are_numbered_as_listed() {
-        assert!(Exit::ALL.iter().map(|exit| *exit as u8).eq(0..9));
+        assert!(Exit::ALL.iter().map(|exit| *exit as u8).eq(0..10));
     }
 
     #[test]

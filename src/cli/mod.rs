@@ -1,18 +1,20 @@
-//! The command line: one file for each family of subcommands, and what they share.
+//! The command line: one file or folder for each family of subcommands, and what they share.
 
 mod exit;
 mod formats;
 mod log;
 mod resolve;
 mod serve;
+mod volume;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use exit::{CliError, Exit};
+pub use volume::ToolError;
 
 /// Encrypts virtual machine disks on the host, as a vhost-user-blk back end.
 #[derive(Debug, Parser)]
@@ -31,6 +33,14 @@ struct Cli {
 enum Command {
     /// Serve one encrypted volume as one virtio disk
     Serve(serve::ServeCommand),
+    /// Make a LUKS volume
+    Format(volume::FormatCommand),
+    /// Show what a volume is and whether it would be served; needs no key
+    Inspect(volume::InspectCommand),
+    /// Show, add, change and remove the keys of a LUKS volume, also while it is served
+    Slot(volume::SlotCommand),
+    /// Back up and restore the header of a LUKS volume
+    Header(volume::HeaderCommand),
 }
 
 /// Runs the command that `arguments` (program name included) ask for.
@@ -42,13 +52,41 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), CliError
     if serve::asks_for_capabilities(&arguments) {
         return print(serve::CAPABILITIES);
     }
+    let help = help_command(&arguments);
     match Cli::try_parse_from(arguments) {
-        Ok(Cli { command: Command::Serve(command) }) => command.run(),
+        Ok(Cli { command }) => command.run(),
         Err(answer) if matches!(answer.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             answer.print().map_err(CliError::Output)
         }
-        Err(error) => Err(CliError::Usage(usage_line(&error))),
+        Err(error) => Err(CliError::Usage(usage_line(&error, &help))),
     }
+}
+
+impl Command {
+    fn run(self) -> Result<(), CliError> {
+        match self {
+            Self::Serve(command) => return command.run(),
+            Self::Format(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Slot(command) => command.run(),
+            Self::Header(command) => command.run(),
+        }
+        .map_err(CliError::from)
+    }
+}
+
+/// The command that explains how the one in `arguments` is to be used.
+fn help_command(arguments: &[OsString]) -> String {
+    let mut command = Cli::command();
+    let mut help = "sealblk".to_owned();
+    for argument in arguments.iter().skip(1) {
+        let Some(next) = argument.to_str().and_then(|name| command.find_subcommand(name)).cloned() else {
+            break;
+        };
+        help += &format!(" {}", next.get_name());
+        command = next;
+    }
+    help + " --help"
 }
 
 /// QEMU's conventions for back-end programs know no subcommands: an option where one is expected means `serve`.
@@ -67,9 +105,9 @@ fn print(line: &str) -> Result<(), CliError> {
 }
 
 /// What clap has to say, without its layout: the statement, and its advice if it has any.
-fn usage_line(error: &clap::Error) -> String {
+fn usage_line(error: &clap::Error, help: &str) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "nothing to do; see `sealblk --help`".to_owned();
+        return format!("nothing to do; see `{help}`");
     }
     let text = error.render().to_string();
     let statement = text.split("\n\n").next().unwrap_or_default();
@@ -77,13 +115,11 @@ fn usage_line(error: &clap::Error) -> String {
     if let Some(suggestion) = error.get(ContextKind::SuggestedArg) {
         line += &format!("; did you mean {suggestion}?");
     }
-    line + "; see `sealblk serve --help`"
+    line + &format!("; see `{help}`")
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn arguments(line: &str) -> Vec<OsString> {

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 mod headers;
 mod keys;
 mod sockets;
+mod volumes;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sealblk");
 
@@ -127,7 +128,7 @@ fn help_and_version_go_to_standard_output() {
     let bench = Bench::new();
     let help = bench.run("serve --help");
     assert_eq!((help.code, help.stderr.as_str()), (0, ""));
-    for code in 0..=8 {
+    for code in 0..=9 {
         assert!(help.stdout.contains(&format!("\n  {code}  ")), "exit code {code} is documented");
     }
     assert!(bench.run("--help").stdout.contains("serve"));

@@ -1,19 +1,37 @@
-//! Every option of the command line is explained in the README.
+//! Every option of the command line is explained in the README, or in the document that it refers to.
 
 use std::process::Command;
 
 use crate::{Complaints, TextFile};
 
-/// Options of `sealblk serve` that README.md does not mention.
+/// Each command with the document that explains its options.
+const EXPLAINED: &[(&str, &str)] = &[
+    ("serve", "README.md"),
+    ("format", "docs/volumes.md"),
+    ("inspect", "docs/volumes.md"),
+    ("slot list", "docs/volumes.md"),
+    ("slot add", "docs/volumes.md"),
+    ("slot change", "docs/volumes.md"),
+    ("slot remove", "docs/volumes.md"),
+    ("header backup", "docs/volumes.md"),
+    ("header restore", "docs/volumes.md"),
+];
+
+/// Options of any command that its document does not mention.
 pub(crate) fn missing_options(texts: &[TextFile]) -> Complaints {
+    EXPLAINED.iter().flat_map(|(command, document)| missing_options_of(command, document, texts)).collect()
+}
+
+fn missing_options_of(command: &str, document: &str, texts: &[TextFile]) -> Complaints {
     let output = Command::new(env!("CARGO_BIN_EXE_sealblk"))
-        .args(["serve", "--help"])
+        .args(command.split(' '))
+        .arg("--help")
         .output()
         .expect("the program can be started");
-    assert!(output.status.success(), "sealblk serve --help: {output:?}");
+    assert!(output.status.success(), "sealblk {command} --help: {output:?}");
     let help = String::from_utf8(output.stdout).expect("help is text");
-    let readme = texts.iter().find(|file| file.path == "README.md").map_or("", |file| file.text.as_str());
-    missing(&options(&help), readme)
+    let text = texts.iter().find(|file| file.path == document).map_or("", |file| file.text.as_str());
+    missing(&options(&help), text).into_iter().map(|option| format!("{document}: {option}")).collect()
 }
 
 /// The long options that the lines of a help text begin with, or have behind a short one.
@@ -25,12 +43,12 @@ fn options(help: &str) -> Vec<&str> {
     options
 }
 
-fn missing(options: &[&str], readme: &str) -> Complaints {
+fn missing(options: &[&str], text: &str) -> Complaints {
     let ends_there = |rest: &str| !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || next == '-');
     let is_there =
-        |option: &str| readme.match_indices(option).any(|(at, _)| ends_there(&readme[at + option.len()..]));
+        |option: &str| text.match_indices(option).any(|(at, _)| ends_there(&text[at + option.len()..]));
     let missing = options.iter().filter(|option| **option != "--help" && !is_there(option));
-    missing.map(|option| format!("README.md does not mention `{option}`")).collect()
+    missing.map(|option| format!("`{option}` is not mentioned")).collect()
 }
 
 #[test]
@@ -40,5 +58,5 @@ fn complains_of_a_missing_option() {
     let found = options(help);
     assert_eq!(found, ["--fd", "--help", "--key"]);
     assert_eq!(missing(&found, "`--fd N` and `--key=K`"), [""; 0]);
-    assert_eq!(missing(&found, "`--fd N` and `--key-size N`"), ["README.md does not mention `--key`"]);
+    assert_eq!(missing(&found, "`--fd N` and `--key-size N`"), ["`--key` is not mentioned"]);
 }
