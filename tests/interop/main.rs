@@ -13,6 +13,7 @@ use std::process::Command;
 #[path = "../it/harness/mod.rs"]
 mod harness;
 mod luks;
+mod made;
 mod tools;
 
 /// A missing oracle would be noticed in every test; here it is named.
