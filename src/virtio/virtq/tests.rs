@@ -9,7 +9,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestMemoryMmap};
 
 use super::*;
-use crate::guest::Region;
+use crate::guest::{GuestMemory, Region};
 
 const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x8000;
