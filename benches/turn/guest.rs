@@ -9,10 +9,12 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use sealblk::cipher::{EqualHalves, IvMode, IvNumbering, VolumeKey, Xts};
 use sealblk::geometry::{Geometry, SectorSize};
-use sealblk::guest::{GuestAddress, GuestMemory, Region};
+use sealblk::guest::{
+    GuestAddress, GuestMemory, InflightGeometry, InflightQueue, InflightRegion, Region, inflight,
+};
 use sealblk::io::sim::{Faults, Sim, SimDisk};
 use sealblk::io::{PoolShape, SlotPool};
-use sealblk::virtio::{DiskView, RingAddresses, RingSetup};
+use sealblk::virtio::{DiskView, RingAddresses, RingSetup, Tracking};
 use sealblk::worker::{Disk, QueueSetup, Volume, Worker, max_ops};
 use vm_memory::{Bytes, FileOffset, GuestMemoryMmap};
 
@@ -27,6 +29,13 @@ const HEADERS: u64 = 0x8000;
 const STATUS: u64 = 0xc000;
 const DATA: u64 = 0x10_0000;
 
+/// Whether the worker notes requests under way for a successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InFlight {
+    Tracked,
+    Forgotten,
+}
+
 /// The guest's side, and the worker.
 pub(crate) struct Guest {
     memory: GuestMemoryMmap<()>,
@@ -36,7 +45,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// A guest whose requests are all of `kind`, as virtio-blk numbers them.
-    pub(crate) fn new(kind: u32, encrypted: bool) -> Self {
+    pub(crate) fn new(kind: u32, encrypted: bool, tracking: InFlight) -> Self {
         let file = File::from(memfd_create(c"guest", MemfdFlags::CLOEXEC).expect("a memory file"));
         file.set_len(MEMORY_BYTES).expect("memory for it");
         let own = FileOffset::new(File::from(file.as_fd().try_clone_to_owned().expect("a descriptor")), 0);
@@ -45,7 +54,8 @@ impl Guest {
             .expect("a mapping");
         let region = Region::map(0, 0, MEMORY_BYTES, file, 0).expect("a mapping");
         let device_memory = GuestMemory::from_regions([region]).expect("one region");
-        let guest = Self { memory, worker: worker(encrypted, Arc::new(device_memory)), available: 0 };
+        let guest =
+            Self { memory, worker: worker(encrypted, tracking, Arc::new(device_memory)), available: 0 };
         for request in 0..RING_SIZE / 4 {
             guest.lay_out(request, kind);
         }
@@ -95,7 +105,7 @@ impl Guest {
     }
 }
 
-fn worker(encrypted: bool, memory: Arc<GuestMemory>) -> Worker<Sim> {
+fn worker(encrypted: bool, tracking: InFlight, memory: Arc<GuestMemory>) -> Worker<Sim> {
     let sector_size = SectorSize::BYTES_512;
     let geometry = Geometry { sector_size, payload_offset_bytes: 0, capacity_bytes: DISK_BYTES };
     let xts = encrypted.then(|| {
@@ -115,6 +125,10 @@ fn worker(encrypted: bool, memory: Arc<GuestMemory>) -> Worker<Sim> {
         available: GuestAddress(AVAILABLE),
         used: GuestAddress(USED),
     };
+    let tracking = match tracking {
+        InFlight::Tracked => Some(Tracking { region: region(), recover: true }),
+        InFlight::Forgotten => None,
+    };
     let setup = QueueSetup {
         index: 0,
         ring: RingSetup { size: RING_SIZE, addresses, next_available: 0, event_idx: true, indirect: false },
@@ -123,7 +137,15 @@ fn worker(encrypted: bool, memory: Arc<GuestMemory>) -> Worker<Sim> {
         call: None,
         error: None,
         enabled: true,
+        tracking,
     };
     worker.start_queue(setup).expect("a valid ring");
     worker
+}
+
+fn region() -> InflightQueue {
+    let geometry = InflightGeometry::of(1, RING_SIZE).expect("a sane region");
+    let file = inflight::create_file(&geometry).expect("a memory file");
+    let region = InflightRegion::map(file, &geometry).expect("a mapping");
+    Arc::new(region).queue(0).expect("one queue")
 }

@@ -9,17 +9,20 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-use guest::Guest;
+use guest::{Guest, InFlight};
 
 fn turns(criterion: &mut Criterion) {
     for (kind, name) in [(0, "read"), (1, "write")] {
         let mut group = criterion.benchmark_group(format!("turn/{name} 4 KiB"));
-        for encrypted in [true, false] {
+        for (encrypted, tracking, what) in [
+            (true, InFlight::Tracked, "aes-256-xts"),
+            (false, InFlight::Tracked, "no cipher"),
+            (false, InFlight::Forgotten, "no cipher, not tracked"),
+        ] {
             for batch in [1_u16, 32] {
-                let mut guest = Guest::new(kind, encrypted);
+                let mut guest = Guest::new(kind, encrypted, tracking);
                 group.throughput(Throughput::Elements(u64::from(batch)));
-                let cipher = if encrypted { "aes-256-xts" } else { "no cipher" };
-                group.bench_function(BenchmarkId::new(cipher, batch), |bencher| {
+                group.bench_function(BenchmarkId::new(what, batch), |bencher| {
                     bencher.iter(|| black_box(&mut guest).run(batch));
                 });
             }

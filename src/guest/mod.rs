@@ -3,7 +3,9 @@
 
 pub mod buffer;
 pub mod fault;
+pub mod inflight;
 pub mod memory;
 
 pub use buffer::{Cursor, GuestBuffer, Run};
+pub use inflight::{InflightGeometry, InflightQueue, InflightRegion};
 pub use memory::{GuestAddress, GuestMemory, LocalMemory, MemoryError, Region};

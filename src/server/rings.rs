@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::guest::GuestMemory;
-use crate::virtio::{RingAddresses, RingError, RingSetup};
+use crate::guest::{GuestMemory, InflightRegion};
+use crate::virtio::{RingAddresses, RingError, RingSetup, Tracking};
 use crate::worker::{QueueError, QueueSetup, QueueThread, WorkerGone};
 
 /// Why a ring could not be started.
@@ -19,6 +19,8 @@ pub(super) enum StartError {
     Gone(#[from] WorkerGone),
     #[error("cannot duplicate a ring's descriptor")]
     Descriptor(#[from] io::Error),
+    #[error("the in-flight region has no part for queue {0}")]
+    Untracked(usize),
 }
 
 /// One ring as the front end has described it so far.
@@ -34,6 +36,8 @@ pub(super) struct Ring {
     pub(super) running: bool,
     /// Stopped by us, to go on as soon as it can.
     paused: bool,
+    /// It was ourselves who stopped it last: `next_available` is certain, and nothing is under way.
+    pub(super) drained: bool,
 }
 
 impl Ring {
@@ -62,12 +66,14 @@ pub(super) struct Rings<'a> {
     threads: &'a [QueueThread],
     rings: Vec<Ring>,
     pub(super) features: RingFeatures,
+    /// Where requests under way are noted. It outlives resets of the device.
+    inflight: Option<Arc<InflightRegion>>,
 }
 
 impl<'a> Rings<'a> {
     pub(super) fn new(threads: &'a [QueueThread]) -> Self {
         let rings = threads.iter().map(|_| Ring::default()).collect();
-        Self { threads, rings, features: RingFeatures::default() }
+        Self { threads, rings, features: RingFeatures::default(), inflight: None }
     }
 
     pub(super) fn get_mut(&mut self, index: usize) -> Option<(&mut Ring, &'a QueueThread)> {
@@ -76,6 +82,19 @@ impl<'a> Rings<'a> {
 
     pub(super) fn any_running(&self) -> bool {
         self.rings.iter().any(|ring| ring.running)
+    }
+
+    /// Sets where requests under way are noted, for rings that start from now on. None runs.
+    pub(super) fn track(&mut self, region: InflightRegion) {
+        self.inflight = Some(Arc::new(region));
+        for ring in &mut self.rings {
+            ring.drained = false;
+        }
+    }
+
+    /// Where requests under way are noted, if the front end keeps that.
+    pub(super) fn inflight(&self) -> Option<&InflightRegion> {
+        self.inflight.as_deref()
     }
 
     /// Marks every ring enabled: without vhost-user's own features there is no message for it.
@@ -97,6 +116,11 @@ impl<'a> Rings<'a> {
         if ring.running || ring.size == 0 {
             return Ok(());
         }
+        let track = |region: &Arc<InflightRegion>| {
+            let region = region.queue(index as u16).ok_or(StartError::Untracked(index))?;
+            Ok::<_, StartError>(Tracking { region, recover: !ring.drained })
+        };
+        let tracking = self.inflight.as_ref().map(track).transpose()?;
         let clone = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
         let setup = QueueSetup {
             index: index as u16,
@@ -106,6 +130,7 @@ impl<'a> Rings<'a> {
             call: clone(&ring.call)?,
             error: clone(&ring.error)?,
             enabled: ring.enabled,
+            tracking,
         };
         self.threads[index].start(setup)??;
         ring.running = true;
@@ -127,6 +152,7 @@ impl<'a> Rings<'a> {
                 ring.next_available = state.next_available;
             }
             ring.running = false;
+            ring.drained = true;
             tracing::debug!(queue = index, next_available = ring.next_available, "ring stopped");
         }
         Ok(ring.next_available)
@@ -147,6 +173,7 @@ impl<'a> Rings<'a> {
     pub(super) fn forget(&mut self) -> Result<(), WorkerGone> {
         self.reset()?;
         self.rings.fill_with(Ring::default);
+        self.inflight = None;
         Ok(())
     }
 
@@ -171,7 +198,7 @@ impl<'a> Rings<'a> {
             }
             match self.start_if_ready(index, memory) {
                 Ok(()) => self.rings[index].paused = false,
-                Err(error @ (StartError::Queue(_) | StartError::Ring(_))) => {
+                Err(error @ (StartError::Queue(_) | StartError::Ring(_) | StartError::Untracked(_))) => {
                     tracing::warn!(queue = index, %error, "the front end took a running ring's memory; it waits");
                 }
                 Err(error) => failed = Err(error),

@@ -18,7 +18,7 @@ use vhost::vhost_user::{Error as VhostUserError, GpuBackend, VhostUserBackendReq
 use super::device::Device;
 use super::rings::{Ring, RingFeatures, Rings, StartError};
 use crate::guest::memory::MAX_REGIONS;
-use crate::guest::{GuestMemory, Region};
+use crate::guest::{GuestMemory, InflightGeometry, InflightRegion, Region, inflight};
 use crate::virtio::RingAddresses;
 use crate::virtio::wire::{self, feature};
 use crate::worker::{QueueThread, WorkerGone};
@@ -71,6 +71,15 @@ impl<'a> Session<'a> {
         applied.map_err(refuse)
     }
 
+    /// The number of queues that an in-flight region is for, which cannot be more than there are.
+    fn tracked_queues(&self, count: u16) -> Answer<u16> {
+        let most = self.device.num_queues();
+        if count > most {
+            return Err(refuse(format!("an in-flight region for {count} queues: there are {most}")));
+        }
+        Ok(count)
+    }
+
     /// Replaces the guest's memory by a table that may lack some of it.
     fn replace_memory(&mut self, memory: GuestMemory) -> Answer<()> {
         self.rings.pause()?;
@@ -100,7 +109,10 @@ impl From<StartError> for VhostUserError {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Gone(gone) => gone.into(),
-            StartError::Queue(_) | StartError::Ring(_) | StartError::Descriptor(_) => refuse(error),
+            StartError::Queue(_)
+            | StartError::Ring(_)
+            | StartError::Descriptor(_)
+            | StartError::Untracked(_) => refuse(error),
         }
     }
 }
@@ -255,6 +267,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             return Err(refuse("a running ring's index cannot change"));
         }
         ring.next_available = u16::try_from(base).map_err(|_| refuse(format!("{base} is no ring index")))?;
+        ring.drained = false;
         Ok(())
     }
 
@@ -315,6 +328,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE)
     }
 
@@ -362,12 +376,33 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         Err(not_offered("shared objects were not offered"))
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Answer<(VhostUserInflight, File)> {
-        Err(not_offered("in-flight tracking was not offered"))
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Answer<(VhostUserInflight, File)> {
+        // A failure has no reply, and the front end would wait for one for ever: the connection must end.
+        let make = || {
+            let geometry = InflightGeometry::of(self.tracked_queues(wanted.num_queues)?, wanted.queue_size)
+                .map_err(refuse)?;
+            Ok::<_, VhostUserError>((geometry, inflight::create_file(&geometry).map_err(refuse)?))
+        };
+        let (geometry, file) = make().map_err(|error| {
+            tracing::warn!(%error, "cannot make the in-flight region that the VMM asks for");
+            VhostUserError::InvalidParam
+        })?;
+        let InflightGeometry { len_bytes, offset_bytes, queue_count, queue_size } = geometry;
+        Ok((VhostUserInflight::new(len_bytes, offset_bytes, queue_count, queue_size), file))
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Answer<()> {
-        Err(not_offered("in-flight tracking was not offered"))
+    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Answer<()> {
+        if self.rings.any_running() {
+            return Err(refuse("the in-flight region cannot change while a ring runs"));
+        }
+        let geometry = InflightGeometry {
+            len_bytes: given.mmap_size,
+            offset_bytes: given.mmap_offset,
+            queue_count: self.tracked_queues(given.num_queues)?,
+            queue_size: given.queue_size,
+        };
+        self.rings.track(InflightRegion::map(file, &geometry).map_err(refuse)?);
+        Ok(())
     }
 
     fn set_device_state_fd(

@@ -10,11 +10,13 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_bindings::virtio_ring;
 
+use super::inflight::{Findings, RingIndices, Tracker};
+use crate::guest::inflight::crash;
 use crate::guest::memory::{GuestAddress, LocalMemory};
 
 mod setup;
 
-pub use setup::{MAX_RING_SIZE, RingAddresses, RingError, RingSetup, RingState};
+pub use setup::{MAX_RING_SIZE, Recovery, RingAddresses, RingError, RingSetup, RingState, Tracking};
 
 use setup::Areas;
 
@@ -31,7 +33,7 @@ const AVAIL_NO_INTERRUPT: u16 = virtio_ring::VRING_AVAIL_F_NO_INTERRUPT as u16;
 /// A request's place in the ring, from [`Virtq::pop`] until [`Virtq::complete`] consumes it.
 #[derive(Debug)]
 #[must_use = "every head that was taken is answered"]
-pub struct Head(u16);
+pub struct Head(pub(super) u16);
 
 impl Drop for Head {
     fn drop(&mut self) {
@@ -116,6 +118,10 @@ pub struct Virtq {
     /// One bit a head, set from `pop` to `complete`.
     in_flight: Box<[u64]>,
     in_flight_count: u16,
+    /// The same for a successor, if the front end keeps it.
+    tracker: Option<Tracker>,
+    /// What a predecessor took and did not answer, the first one last. In flight already.
+    repeats: Vec<u16>,
 }
 
 impl Virtq {
@@ -142,10 +148,45 @@ impl Virtq {
             published_used: 0,
             in_flight: vec![0; usize::from(size).div_ceil(64)].into_boxed_slice(),
             in_flight_count: 0,
+            tracker: None,
+            repeats: Vec::new(),
         };
         ring.next_used = u16::from_le(ring.used_index().load(Ordering::Acquire));
         ring.published_used = ring.next_used;
         Ok(ring)
+    }
+
+    /// Notes from now on which requests are under way, and takes over those of a predecessor: they come from
+    /// [`pop_repeat`](Self::pop_repeat), and the ring goes on behind them, wherever it was set up to begin. (Front
+    /// ends that have lost a back end can only guess that.) Called once, before anything is taken.
+    ///
+    /// # Errors
+    /// When the ring does not fit.
+    pub fn track(&mut self, tracking: Tracking) -> Result<Recovery, RingError> {
+        let room = tracking.region.head_count();
+        if self.size > room {
+            return Err(RingError::Untracked { size: self.size, room });
+        }
+        let mut tracker = Tracker::new(tracking.region, self.size);
+        let mut recovery = Recovery::default();
+        if tracking.recover {
+            let available = u16::from_le(self.available_index().load(Ordering::Acquire));
+            let indices = RingIndices { size: self.size, available, used: self.next_used };
+            match tracker.recover(indices) {
+                Findings::Repeat(heads) => self.repeats = heads,
+                Findings::Foreign => recovery.foreign = true,
+            }
+            recovery.repeats = self.repeats.len() as u16;
+            self.next_available = self.next_used.wrapping_add(recovery.repeats);
+        } else {
+            tracker.begin(self.next_used);
+        }
+        for at in 0..self.repeats.len() {
+            self.mark_in_flight(self.repeats[at]);
+        }
+        self.repeats.reverse();
+        self.tracker = Some(tracker);
+        Ok(recovery)
     }
 
     /// Moves the ring to a table that still has the regions of its areas.
@@ -211,13 +252,32 @@ impl Virtq {
                 continue;
             }
             self.mark_in_flight(head);
-            chain.descriptors.clear();
-            if self.walk(head, &mut chain.descriptors).is_none() {
-                chain.descriptors.clear();
+            if let Some(tracker) = &mut self.tracker {
+                tracker.take(head);
             }
-            return Ok(Some(Head(head)));
+            return Ok(Some(self.copy_chain(head, chain)));
         }
         Ok(None)
+    }
+
+    /// As [`pop`](Self::pop), for the requests that a predecessor took and did not answer, in the order in which it
+    /// took them.
+    pub fn pop_repeat(&mut self, chain: &mut Chain) -> Option<Head> {
+        let head = self.repeats.pop()?;
+        Some(self.copy_chain(head, chain))
+    }
+
+    /// Whether [`pop_repeat`](Self::pop_repeat) has more.
+    pub fn has_repeats(&self) -> bool {
+        !self.repeats.is_empty()
+    }
+
+    fn copy_chain(&self, head: u16, chain: &mut Chain) -> Head {
+        chain.descriptors.clear();
+        if self.walk(head, &mut chain.descriptors).is_none() {
+            chain.descriptors.clear();
+        }
+        Head(head)
     }
 
     /// How many requests the driver has made available and we have not taken.
@@ -307,6 +367,9 @@ impl Virtq {
         self.next_used = self.next_used.wrapping_add(1);
         self.in_flight[usize::from(index) / 64] &= !(1 << (index % 64));
         self.in_flight_count -= 1;
+        if let Some(tracker) = &mut self.tracker {
+            tracker.complete(index);
+        }
     }
 
     /// Shows the driver everything completed since the last call, at once. Returns whether it wants to be
@@ -317,9 +380,13 @@ impl Virtq {
         if old == new {
             return false;
         }
-        // Release: status, data and used elements are visible before the index.
+        crash::point();
+        // Release: status, data and used elements are visible before the index, and the marks of the batch as well.
         self.used_index().store(new.to_le(), Ordering::Release);
         self.published_used = new;
+        if let Some(tracker) = &mut self.tracker {
+            tracker.published(new);
+        }
         // The driver's wish is read after it can see the index (2.7.7.1): one of the two sides notices.
         fence(Ordering::SeqCst);
         if !self.event_idx {

@@ -10,6 +10,7 @@
 //! request does not keep small ones waiting.
 
 mod queue;
+mod recovery;
 mod spin;
 mod tables;
 pub mod thread;
@@ -25,6 +26,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use queue::Queue;
+use recovery::Repeats;
 use spin::Spin;
 use tables::{Active, Piece, Pieces, RequestId, Requests};
 
@@ -63,6 +65,7 @@ pub struct Worker<E> {
     engine: E,
     slots: SlotPool,
     queue: Option<Queue>,
+    repeats: Repeats,
     requests: Requests,
     pieces: Pieces,
     /// Requests with something left to begin, in turn.
@@ -91,6 +94,7 @@ impl<E: Engine> Worker<E> {
             engine,
             slots,
             queue: None,
+            repeats: Repeats::default(),
             requests: Requests::new(MAX_REQUESTS),
             pieces,
             backlog: VecDeque::with_capacity(MAX_REQUESTS as usize),
@@ -111,9 +115,10 @@ impl<E: Engine> Worker<E> {
     pub fn turn(&mut self) -> io::Result<bool> {
         let finished = self.finish_completed();
         let published = self.publish();
+        let repeated = self.advance_repeats();
         let taken = self.take_requests();
         let began = self.begin_backlog();
-        let busy = finished || published || taken || began;
+        let busy = finished || published || repeated || taken || began;
         if busy {
             self.spin.found_work();
             // A few operations wait for the next turn: it may be the last before the wait, which hands them over
@@ -138,9 +143,10 @@ impl<E: Engine> Worker<E> {
             std::hint::spin_loop();
             return Ok(());
         }
-        // A full table takes nothing: what makes room for more is under way, and wakes us.
+        // A full table takes nothing, nor does a queue that repeats: what ends that is under way, and wakes us.
         if let Some(queue) = &mut self.queue
             && !self.requests.is_full()
+            && !self.repeats.going_on
             && queue.enable_notification()
         {
             queue.disable_notification();
@@ -166,7 +172,12 @@ impl<E: Engine> Worker<E> {
                 break;
             }
             let Some(queue) = &mut self.queue else { break };
-            let Some(head) = queue.pop(&mut self.chain) else { break };
+            let next = if self.repeats.going_on {
+                queue.pop_repeat(&mut self.chain)
+            } else {
+                queue.pop(&mut self.chain)
+            };
+            let Some(head) = next else { break };
             taken = true;
             let memory = queue.memory();
             let data = self.spare_data.pop().unwrap_or_else(|| GuestBuffer::new(memory.clone()));
@@ -188,8 +199,13 @@ impl<E: Engine> Worker<E> {
             return self.complete(active);
         }
         active.in_backlog = true;
+        let held = self.repeats.going_on && active.request.kind == RequestKind::Flush;
         let id = self.requests.insert(active);
-        self.backlog.push_back(id);
+        if held {
+            self.repeats.held_flushes.push(id);
+        } else {
+            self.backlog.push_back(id);
+        }
     }
 
     /// Goes on with every request that has something left to begin. Those that found no room for more keep their
@@ -366,28 +382,25 @@ impl<E: Engine> Worker<E> {
         assert!(self.queue.is_none(), "a worker has one queue");
         let (queue, kick) = Queue::start(setup)?;
         self.engine.watch(Wake::Kick, Some(kick)).map_err(QueueError::Kick)?;
+        self.repeats.going_on = queue.has_repeats();
         self.queue = Some(queue);
         Ok(())
     }
 
-    /// Stops the queue, if there is one: takes no more requests, finishes and answers those it has taken.
+    /// Stops the queue, if there is one: takes no more requests, finishes and answers those that were taken, by a
+    /// predecessor too.
     /// Afterwards nothing of the guest's memory is touched any more.
     ///
     /// # Errors
     /// When the engine is of no further use.
     pub fn stop_queue(&mut self) -> io::Result<Option<RingState>> {
-        if self.queue.is_none() {
-            return Ok(None);
-        }
+        let Some(queue) = &mut self.queue else { return Ok(None) };
+        queue.set_enabled(false);
         self.engine.watch(Wake::Kick, None)?;
-        loop {
-            self.finish_completed();
-            self.publish();
-            self.begin_backlog();
-            if self.requests.count() == 0 {
-                break;
+        while self.requests.count() > 0 || self.repeats.going_on {
+            if !self.turn()? {
+                self.submit(Wait::ForEvent)?;
             }
-            self.submit(Wait::ForEvent)?;
         }
         self.publish();
         // The buffers point into memory that may now be unmapped; their capacity is not worth keeping it.

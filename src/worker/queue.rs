@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::guest::{GuestMemory, LocalMemory};
 use crate::throttle::Throttle;
 use crate::virtio::request::{RequestKind, SectorRange};
-use crate::virtio::{Chain, Head, RingError, RingSetup, RingState, Virtq};
+use crate::virtio::{Chain, Head, Recovery, RingError, RingSetup, RingState, Tracking, Virtq};
 
 /// Everything that a queue needs to start.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct QueueSetup {
     pub error: Option<OwnedFd>,
     /// Whether requests are taken yet.
     pub enabled: bool,
+    /// Where to note which requests are under way, if the front end keeps that.
+    pub tracking: Option<Tracking>,
 }
 
 /// Why a queue cannot start.
@@ -57,6 +59,9 @@ impl Queue {
     pub(super) fn start(setup: QueueSetup) -> Result<(Self, OwnedFd), RingError> {
         let mut ring = Virtq::new(&setup.ring, LocalMemory::new(setup.memory))?;
         ring.disable_notification();
+        if let Some(tracking) = setup.tracking {
+            report_recovery(setup.index, ring.track(tracking)?);
+        }
         let queue = Self {
             index: setup.index,
             ring,
@@ -99,6 +104,17 @@ impl Queue {
     /// Sets whether new requests are taken.
     pub fn set_enabled(&mut self, enabled: bool) {
         self.enabled = enabled;
+    }
+
+    /// The next of the requests that a predecessor took and did not answer. Also from a disabled queue: it was not
+    /// when they were taken.
+    pub(super) fn pop_repeat(&mut self, chain: &mut Chain) -> Option<Head> {
+        self.ring.pop_repeat(chain)
+    }
+
+    /// Whether there are more of those.
+    pub(super) fn has_repeats(&self) -> bool {
+        self.ring.has_repeats()
     }
 
     /// The next request, unless the queue is disabled or broken.
@@ -175,6 +191,19 @@ impl Queue {
             not_shown_before,
             %error,
             "{what} failed on the backing volume"
+        );
+    }
+}
+
+fn report_recovery(queue: u16, recovery: Recovery) {
+    let Recovery { repeats, foreign } = recovery;
+    if repeats > 0 {
+        tracing::info!(queue, repeats, "repeating requests that were under way when the last process ended");
+    }
+    if foreign {
+        tracing::warn!(
+            queue,
+            "the in-flight region is not about this ring as it is now; going on as the used ring tells"
         );
     }
 }

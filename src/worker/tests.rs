@@ -16,6 +16,8 @@ const DESCRIPTORS_PER_REQUEST: u16 = 4;
 /// Headers and status bytes lie before the data.
 const BUFFERS: u64 = DATA + 0x10000;
 
+mod repeats;
+
 struct Rig {
     driver: Driver,
     disk: SimDisk,
@@ -34,11 +36,7 @@ impl Rig {
             capacity_bytes: CAPACITY_BYTES as u64 - 4096,
         };
         let volume = Arc::new(Volume::new(geometry, Some(xts())));
-        let view = DiskView { geometry, read_only: false, discard: true };
-        let slots = SlotPool::new(PoolShape::default()).unwrap();
-        let engine = Sim::new(disk.clone(), max_ops(&slots)).unwrap();
-        let served = Disk { volume: Arc::clone(&volume), view, serial: *b"serial-of-20-bytes.." };
-        let mut worker = Worker::new(served, engine, slots);
+        let mut worker = worker(&volume, &disk);
         worker.start_queue(setup(&driver)).unwrap();
         Self { driver, disk, volume, worker, requests: 0 }
     }
@@ -134,6 +132,14 @@ fn xts() -> Xts {
     Xts::new(&key, SectorSize::BYTES_512, iv).unwrap()
 }
 
+fn worker(volume: &Arc<Volume>, disk: &SimDisk) -> Worker<Sim> {
+    let view = DiskView { geometry: *volume.geometry(), read_only: false, discard: true };
+    let slots = SlotPool::new(PoolShape::default()).unwrap();
+    let engine = Sim::new(disk.clone(), max_ops(&slots)).unwrap();
+    let served = Disk { volume: Arc::clone(volume), view, serial: *b"serial-of-20-bytes.." };
+    Worker::new(served, engine, slots)
+}
+
 fn setup(driver: &Driver) -> QueueSetup {
     let eventfd = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
     QueueSetup {
@@ -144,6 +150,7 @@ fn setup(driver: &Driver) -> QueueSetup {
         call: Some(eventfd()),
         error: None,
         enabled: true,
+        tracking: None,
     }
 }
 

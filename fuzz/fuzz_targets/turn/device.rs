@@ -138,6 +138,7 @@ impl Device {
             call: Some(duplicate(&self.call)),
             error: None,
             enabled: self.enabled,
+            tracking: None,
         };
         self.worker.start_queue(setup).expect("a sane ring");
         // Somebody may have missed a notification: one too many is of no consequence.

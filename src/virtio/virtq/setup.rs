@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 
 use super::DESCRIPTOR_BYTES;
+use crate::guest::InflightQueue;
 use crate::guest::memory::{GuestAddress, GuestMemory};
 
 /// Largest ring of the split format.
@@ -26,7 +27,7 @@ pub struct RingSetup {
     pub size: u16,
     /// Where it lies.
     pub addresses: RingAddresses,
-    /// Index of the first available entry to look at.
+    /// Index of the first available entry to look at, unless the in-flight region knows better.
     pub next_available: u16,
     /// Whether `VIRTIO_F_EVENT_IDX` was negotiated.
     pub event_idx: bool,
@@ -45,6 +46,25 @@ impl RingSetup {
         }
         Areas::resolve(self, memory).map(drop)
     }
+}
+
+/// Where to note which requests of a ring are under way.
+#[derive(Debug)]
+pub struct Tracking {
+    /// The ring's part of the in-flight region.
+    pub region: InflightQueue,
+    /// Whether a predecessor may have left requests there. Not so when it was ourselves who stopped the ring: then
+    /// nothing is under way, and we know where the ring goes on.
+    pub recover: bool,
+}
+
+/// What a ring found in its part of the in-flight region.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Requests that a predecessor took and did not answer: they come again.
+    pub repeats: u16,
+    /// The region cannot be about this ring as it is now: what it says was not followed.
+    pub foreign: bool,
 }
 
 /// What is left of a ring that was stopped: all it takes to start it again.
@@ -67,6 +87,14 @@ pub enum RingError {
         area: &'static str,
         /// Its guest address.
         address: u64,
+    },
+    /// The in-flight region has no room for a ring of that size.
+    #[error("a ring of {size} does not fit the in-flight region, which was made for rings of up to {room}")]
+    Untracked {
+        /// The ring's size.
+        size: u16,
+        /// Heads that there is room for.
+        room: u16,
     },
     /// The driver claims more new requests than the ring has entries.
     #[error("available index {index} is impossible for a ring of {size} that was read up to {next}")]

@@ -96,6 +96,13 @@ impl Driver {
         self.make_available(head);
     }
 
+    /// Begins at another index, as a ring does that has run before.
+    pub(crate) fn begin_at(&mut self, index: u16) {
+        self.available = index;
+        self.put16(AVAILABLE + 2, index);
+        self.put16(USED + 2, index);
+    }
+
     fn make_available(&mut self, head: u16) {
         self.put16(AVAILABLE + 4 + 2 * u64::from(self.available % self.size), head);
         self.available = self.available.wrapping_add(1);
@@ -103,7 +110,7 @@ impl Driver {
     }
 
     /// Makes available a chain of one readable descriptor for each head.
-    fn offer(&mut self, heads: impl IntoIterator<Item = u16>) {
+    pub(crate) fn offer(&mut self, heads: impl IntoIterator<Item = u16>) {
         for head in heads {
             self.descriptor(head, Raw { address: DATA, len: 16, flags: 0, next: 0 });
             self.make_available(head);
