@@ -9,6 +9,7 @@ pub mod config;
 mod device;
 pub mod error;
 pub mod harden;
+mod lock_holder;
 mod rings;
 mod session;
 mod socket;

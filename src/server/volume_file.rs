@@ -14,11 +14,15 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
 
 use super::config::VolumeConfig;
+use super::lock_holder::{Holder, holder};
 use crate::geometry::Geometry;
 
-/// How long a volume may stay busy before it counts as somebody else's. The lock of a killed predecessor
-/// lasts until its last transfer has ended, and udev locks a block device while it looks at it.
+/// How long a volume may stay busy before it counts as somebody else's: udev locks a block device while it looks at
+/// it, and a process takes a moment to end.
 const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the lock of a dead process is waited for. It lasts until that process's last transfer has ended: see
+/// [`lock_holder`](super::lock_holder).
+const GONE_PATIENCE: Duration = Duration::from_secs(60);
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Alignment of I/O buffers: a page, the least that any platform has.
@@ -124,12 +128,12 @@ pub enum VolumeError {
 /// # Errors
 /// See [`VolumeError`].
 pub fn open_volume(config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
-    let deadline = Instant::now() + BUSY_PATIENCE;
+    let mut patience = Patience::default();
     let path = &config.path;
     // Looked at before it is opened, since opening alone can wait (FIFO) or do things (tape, watchdog).
     let found = fs::metadata(path).map_err(|source| VolumeError::Open { path: path.clone(), source })?;
     check_kind(path, found.file_type())?;
-    let mut file = open_file(config, found.file_type(), deadline)?;
+    let mut file = open_file(config, found.file_type(), &mut patience)?;
 
     let opened = file.metadata().map_err(|source| VolumeError::Open { path: path.clone(), source })?;
     check_kind(path, opened.file_type())?;
@@ -137,7 +141,7 @@ pub fn open_volume(config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
     if !config.read_only && is_write_protected(&opened) {
         return Err(VolumeError::NotWritable { path: path.clone() });
     }
-    lock(config, &file, deadline)?;
+    lock(config, &file, &mut patience)?;
 
     let size_bytes = if is_block_device { file.seek(SeekFrom::End(0)) } else { Ok(opened.len()) }
         .map_err(|source| VolumeError::Open { path: path.clone(), source })?;
@@ -207,7 +211,11 @@ fn is_write_protected(opened: &Metadata) -> bool {
     }
 }
 
-fn open_file(config: &VolumeConfig, file_type: FileType, deadline: Instant) -> Result<File, VolumeError> {
+fn open_file(
+    config: &VolumeConfig,
+    file_type: FileType,
+    patience: &mut Patience,
+) -> Result<File, VolumeError> {
     let exclusive = !config.read_only && file_type.is_block_device();
     let flags = if config.direct { libc::O_DIRECT } else { 0 } | if exclusive { libc::O_EXCL } else { 0 };
     let path = config.path.clone();
@@ -218,10 +226,7 @@ fn open_file(config: &VolumeConfig, file_type: FileType, deadline: Instant) -> R
             Err(source) => source,
         };
         return Err(match source.kind() {
-            ErrorKind::ResourceBusy if Instant::now() < deadline => {
-                thread::sleep(BUSY_RETRY_INTERVAL);
-                continue;
-            }
+            ErrorKind::ResourceBusy if patience.lasts(|| claimant(&path)) => continue,
             ErrorKind::ResourceBusy => VolumeError::Claimed { path },
             ErrorKind::InvalidInput if config.direct => VolumeError::DirectUnsupported { path },
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
@@ -234,18 +239,60 @@ fn open_file(config: &VolumeConfig, file_type: FileType, deadline: Instant) -> R
     }
 }
 
-fn lock(config: &VolumeConfig, file: &File, deadline: Instant) -> Result<(), VolumeError> {
+fn lock(config: &VolumeConfig, file: &File, patience: &mut Patience) -> Result<(), VolumeError> {
     let path = || config.path.clone();
     loop {
         let locked = if config.read_only { file.try_lock_shared() } else { file.try_lock() };
         match locked {
             Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(BUSY_RETRY_INTERVAL),
+            Err(TryLockError::WouldBlock) if patience.lasts(|| locker(file)) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(VolumeError::Locked { path: path(), read_only: config.read_only });
             }
             Err(TryLockError::Error(source)) => return Err(VolumeError::LockFailed { path: path(), source }),
         }
+    }
+}
+
+/// Waiting for a busy volume.
+#[derive(Debug, Default)]
+struct Patience {
+    since: Option<Instant>,
+    told: bool,
+}
+
+impl Patience {
+    /// Whether to try again, after a pause that this makes.
+    fn lasts(&mut self, holder: impl FnOnce() -> Holder) -> bool {
+        let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+        if waited >= BUSY_PATIENCE {
+            if waited >= GONE_PATIENCE || holder() == Holder::Alive {
+                return false;
+            }
+            if !self.told {
+                self.told = true;
+                tracing::warn!(
+                    "the volume is locked by a process that has ended: waiting for its last transfers"
+                );
+            }
+        }
+        thread::sleep(BUSY_RETRY_INTERVAL);
+        true
+    }
+}
+
+/// Who has locked a file.
+fn locker(file: &File) -> Holder {
+    // A volume that cannot be looked at is not worth waiting for.
+    file.metadata().map_or(Holder::Alive, |metadata| holder(&metadata))
+}
+
+/// Who has claimed a block device. Whoever serves it has locked it as well; a claim without a lock is a mount, or
+/// another device.
+fn claimant(path: &Path) -> Holder {
+    match File::open(path) {
+        Ok(file) if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) => locker(&file),
+        _ => Holder::Alive,
     }
 }
 
