@@ -58,6 +58,9 @@
 //!   ring only.
 //! * A volume's header is copied once, judged by an allow-list with caps on its costs, and the key it yields checked
 //!   against its digest, before the first request.
+//! * The process may die at any moment: its successor repeats what was under way, before anything new, and not before
+//!   the last transfer of the dead has ended ([`guest::inflight`], `docs/reliability.md`). The front end has to keep the
+//!   in-flight region.
 //! * A stopped ring has nothing under way: its requests are answered and the guest's memory is left alone.
 //! * Key bytes live in [`keys::Secret`], [`cipher::VolumeKey`] and [`cipher::Xts`] only: locked, wiped, redacted; and
 //!   while a volume is unlocked, in libcryptsetup, which wipes them.

@@ -12,6 +12,8 @@
 //! +--------------------------+-----------+-----------+-- ... --+--------------------------+-- ...
 //! ```
 //!
+//! Behind the last queue's part, 64 bytes of our own: what else a successor has to know ([`Remembered`]).
+//!
 //! Everything in host byte order. Only we write it, but the front end can at any time: what is read here may be
 //! anything, and each value is read once. Stores become visible in the order in which they are made, so that a
 //! successor finds no later one without those before it, wherever this process was killed.
@@ -36,6 +38,9 @@ const HEADER_BYTES: u64 = 16;
 const ENTRY_BYTES: u64 = 16;
 /// Each queue's part begins at a multiple of this: no two threads write to one cache line.
 const ALIGN_BYTES: u64 = 64;
+
+/// Marks the bytes behind the queues as ours.
+const REMEMBERED_MAGIC: u64 = u64::from_le_bytes(*b"sealblk1");
 
 const VERSION_OFFSET: usize = 8;
 const DESCRIPTOR_COUNT_OFFSET: usize = 10;
@@ -67,8 +72,13 @@ impl InflightGeometry {
         if queue_count == 0 || queue_size == 0 || queue_size > MAX_HEADS {
             return Err(InflightError::Shape { queue_count, queue_size });
         }
-        let len_bytes = u64::from(queue_count) * queue_bytes(queue_size);
+        let len_bytes = u64::from(queue_count) * queue_bytes(queue_size) + ALIGN_BYTES;
         Ok(Self { len_bytes, offset_bytes: 0, queue_count, queue_size })
+    }
+
+    /// What the queues take of it.
+    fn queues_bytes(&self) -> u64 {
+        u64::from(self.queue_count) * queue_bytes(self.queue_size)
     }
 }
 
@@ -138,6 +148,15 @@ pub struct InflightRegion {
     mapping: MmapRegion,
     queue_count: u16,
     queue_size: u16,
+    /// Where the bytes behind the queues begin, if there are any.
+    remembered_offset: Option<usize>,
+}
+
+/// What a back end leaves word of for its successor, beside requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// Whether the driver knows that there is a write cache, and flushes it.
+    pub writeback: bool,
 }
 
 impl InflightRegion {
@@ -147,12 +166,13 @@ impl InflightRegion {
     /// When the geometry is impossible, or the file does not, or may later not, reach to its end.
     pub fn map(file: File, geometry: &InflightGeometry) -> Result<Self, InflightError> {
         let InflightGeometry { len_bytes, offset_bytes, queue_count, queue_size } = *geometry;
-        let needed_bytes = InflightGeometry::of(queue_count, queue_size)?.len_bytes;
-        if len_bytes < needed_bytes {
-            return Err(InflightError::TooSmall { len_bytes, needed_bytes });
+        let own = InflightGeometry::of(queue_count, queue_size)?;
+        if len_bytes < own.queues_bytes() {
+            return Err(InflightError::TooSmall { len_bytes, needed_bytes: own.queues_bytes() });
         }
-        // What lies behind the queues is not ours, hence not mapped.
-        let end_bytes = offset_bytes.saturating_add(needed_bytes);
+        // A region that somebody else has made may end with its queues, or go on as it likes.
+        let mapped_bytes = len_bytes.min(own.len_bytes);
+        let end_bytes = offset_bytes.saturating_add(mapped_bytes);
         let examine = || {
             let seals = rustix::fs::fcntl_get_seals(&file)?;
             // In this order: the size is final once the seal is there.
@@ -170,9 +190,39 @@ impl InflightRegion {
         if file_bytes < end_bytes {
             return Err(InflightError::FileTooShort { file_bytes, needed_bytes: end_bytes });
         }
-        let mapping = MmapRegion::from_file(FileOffset::new(file, offset_bytes), needed_bytes as usize)
+        let mapping = MmapRegion::from_file(FileOffset::new(file, offset_bytes), mapped_bytes as usize)
             .map_err(InflightError::Map)?;
-        Ok(Self { mapping, queue_count, queue_size })
+        let remembered_offset = (mapped_bytes == own.len_bytes).then_some(own.queues_bytes() as usize);
+        Ok(Self { mapping, queue_count, queue_size, remembered_offset })
+    }
+
+    /// What the last back end has left word of.
+    pub fn remembered(&self) -> Option<Remembered> {
+        let (magic, writeback) = self.remembered_words()?;
+        if magic.load(Ordering::Acquire) != REMEMBERED_MAGIC {
+            return None;
+        }
+        match writeback.load(Ordering::Acquire) {
+            0 => Some(Remembered { writeback: false }),
+            1 => Some(Remembered { writeback: true }),
+            _ => None,
+        }
+    }
+
+    /// Leaves word for the next back end, if the region has room for that.
+    pub fn remember(&self, remembered: Remembered) {
+        let Some((magic, writeback)) = self.remembered_words() else { return };
+        writeback.store(u64::from(remembered.writeback), Ordering::Release);
+        magic.store(REMEMBERED_MAGIC, Ordering::Release);
+    }
+
+    fn remembered_words(&self) -> Option<(&AtomicU64, &AtomicU64)> {
+        let offset = self.remembered_offset?;
+        // SAFETY: 64 bytes are mapped from there on, a multiple of 64 from the mapping's page-aligned start.
+        unsafe {
+            let start = self.mapping.as_ptr().add(offset).cast::<u64>();
+            Some((AtomicU64::from_ptr(start), AtomicU64::from_ptr(start.add(1))))
+        }
     }
 
     /// The part of one queue, if the region has one.
@@ -351,7 +401,7 @@ pub(crate) mod tests {
     fn the_layout_is_the_specifications() {
         let (file, region) = region(2, 3);
         // 16 + 3 * 16 bytes are 64; the next part begins right there.
-        assert_eq!(file.metadata().unwrap().len(), 128);
+        assert_eq!(file.metadata().unwrap().len(), 128 + 64);
         let queue = region.queue(1).unwrap();
         queue.set_version(0x0102);
         queue.set_descriptor_count();
@@ -380,7 +430,7 @@ pub(crate) mod tests {
     #[test]
     fn a_file_that_we_make_keeps_its_size() {
         let file = create_file(&InflightGeometry::of(4, 128).unwrap()).unwrap();
-        assert_eq!(file.metadata().unwrap().len(), 4 * (16 + 128 * 16 + 48));
+        assert_eq!(file.metadata().unwrap().len(), 4 * (16 + 128 * 16 + 48) + 64);
         assert!(file.set_len(0).is_err());
         assert!(file.set_len(1 << 20).is_err());
     }
@@ -396,7 +446,7 @@ pub(crate) mod tests {
         try_map(|_| {}).unwrap();
         try_map(|g| g.queue_count = 1).unwrap();
         try_map(|g| g.len_bytes = u64::MAX).unwrap();
-        assert!(matches!(try_map(|g| g.len_bytes -= 1), Err(InflightError::TooSmall { .. })));
+        assert!(matches!(try_map(|g| g.len_bytes -= 65), Err(InflightError::TooSmall { .. })));
         assert!(matches!(try_map(|g| g.queue_size = 132), Err(InflightError::TooSmall { .. })));
         assert!(matches!(try_map(|g| g.queue_size = u16::MAX), Err(InflightError::Shape { .. })));
         assert!(matches!(try_map(|g| g.queue_count = 0), Err(InflightError::Shape { .. })));
@@ -408,6 +458,29 @@ pub(crate) mod tests {
             let refused = InflightRegion::map(create_file(&good).unwrap(), &geometry);
             assert!(refused.is_err(), "{offset_bytes}");
         }
+    }
+
+    #[test]
+    fn what_is_remembered_lies_behind_the_queues() {
+        let (file, region) = region(2, 3);
+        assert_eq!(region.remembered(), None);
+        for writeback in [true, false] {
+            region.remember(Remembered { writeback });
+            assert_eq!(region.remembered(), Some(Remembered { writeback }));
+        }
+        let mut queues = [0; 128];
+        file.read_exact_at(&mut queues, 0).unwrap();
+        assert_eq!(queues, [0; 128]);
+        file.write_all_at(&[2], 136).unwrap();
+        assert_eq!(region.remembered(), None, "no value of ours");
+        file.write_all_at(&[1, 0], 135).unwrap();
+        assert_eq!(region.remembered(), None, "no mark of ours");
+        // A region that ends with its queues.
+        let own = InflightGeometry::of(2, 3).unwrap();
+        let short = InflightGeometry { len_bytes: own.len_bytes - 1, ..own };
+        let region = InflightRegion::map(file, &short).unwrap();
+        region.remember(Remembered { writeback: true });
+        assert_eq!(region.remembered(), None);
     }
 
     #[test]

@@ -7,5 +7,5 @@ pub mod inflight;
 pub mod memory;
 
 pub use buffer::{Cursor, GuestBuffer, Run};
-pub use inflight::{InflightGeometry, InflightQueue, InflightRegion};
+pub use inflight::{InflightGeometry, InflightQueue, InflightRegion, Remembered};
 pub use memory::{GuestAddress, GuestMemory, LocalMemory, MemoryError, Region};

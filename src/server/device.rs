@@ -7,6 +7,7 @@ use std::io;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
 use super::config::{CacheMode, DeviceConfig, DiscardPolicy};
+use crate::guest::Remembered;
 use crate::virtio::DiskView;
 use crate::virtio::wire::{self, ConfigFields, feature};
 use crate::worker::Disk;
@@ -27,8 +28,8 @@ pub(super) struct Device {
 struct Cache {
     /// On, by the operator's choice or, later, the driver's.
     writeback: bool,
-    /// Some front end has read or set that in the life of this process. One that has not may come from the time
-    /// of a predecessor, whose driver has turned the cache off and does not flush.
+    /// Some front end has read or set that in the life of this process, or of a predecessor that left word of it. One
+    /// that has not may come from the time of a predecessor whose driver has turned the cache off and does not flush.
     known: bool,
 }
 
@@ -89,6 +90,19 @@ impl Device {
     /// [`set_writeback`](Self::set_writeback).
     pub(super) fn choose_writeback(&self, writeback: bool) -> bool {
         self.cache.replace(Cache { writeback, known: true }).writeback
+    }
+
+    /// The write cache as the driver knows it, if some front end has asked or told us.
+    pub(super) fn known_cache(&self) -> Option<Remembered> {
+        let Cache { writeback, known } = self.cache.get();
+        known.then_some(Remembered { writeback })
+    }
+
+    /// Takes over what a predecessor knew of the write cache, unless we know better.
+    pub(super) fn recall_cache(&self, Remembered { writeback }: Remembered) {
+        if !self.cache.get().known {
+            self.cache.set(Cache { writeback, known: true });
+        }
     }
 
     /// Whether the write cache is to be on for a driver that can flush or cannot.

@@ -71,6 +71,13 @@ impl<'a> Session<'a> {
         applied.map_err(refuse)
     }
 
+    /// Leaves word of the write cache for a successor: front ends that come back do not tell of it again.
+    fn remember_cache(&self) {
+        if let (Some(region), Some(cache)) = (self.rings.inflight(), self.device.known_cache()) {
+            region.remember(cache);
+        }
+    }
+
     /// The number of queues that an in-flight region is for, which cannot be more than there are.
     fn tracked_queues(&self, count: u16) -> Answer<u16> {
         let most = self.device.num_queues();
@@ -347,6 +354,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         let config = self.device.config_space(can_flush, offset as usize, size as usize);
         // Now that the driver knows of the cache it may be on.
         self.apply_cache_mode()?;
+        self.remember_cache();
         Ok(config)
     }
 
@@ -357,9 +365,16 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         match (offset as usize, bytes) {
             (wire::CONFIG_WRITEBACK_OFFSET, [value @ (0 | 1)]) => {
                 let before = self.device.choose_writeback(*value == 1);
-                self.apply_cache_mode().inspect_err(|_| {
+                if *value == 0 {
+                    // First, or a successor might take a driver for one that flushes.
+                    self.remember_cache();
+                }
+                let applied = self.apply_cache_mode();
+                if applied.is_err() {
                     self.device.choose_writeback(before);
-                })
+                }
+                self.remember_cache();
+                applied
             }
             (offset, bytes) => Err(refuse(format!(
                 "{} bytes at {offset} of the configuration space cannot be written: only writeback can, with 0 or 1",
@@ -401,8 +416,13 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             queue_count: self.tracked_queues(given.num_queues)?,
             queue_size: given.queue_size,
         };
-        self.rings.track(InflightRegion::map(file, &geometry).map_err(refuse)?);
-        Ok(())
+        let region = InflightRegion::map(file, &geometry).map_err(refuse)?;
+        if let Some(cache) = region.remembered() {
+            self.device.recall_cache(cache);
+        }
+        self.rings.track(region);
+        self.remember_cache();
+        self.apply_cache_mode()
     }
 
     fn set_device_state_fd(
