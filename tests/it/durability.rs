@@ -134,3 +134,23 @@ fn a_cache_that_was_turned_off_stays_off_through_a_reset() {
     frontend.run(&Request::write(0, &pattern(1, 65536))).ok();
     assert_eq!(unwritten(&backend), 0, "the front end does not tell again what it remembers");
 }
+
+#[test]
+fn a_successor_knows_whether_the_driver_flushes() {
+    // Front ends that come back to a back end neither ask nor tell again.
+    let Some(mut backend) = clean_disk(&[]) else { return };
+    let setup = Setup { keeps_inflight: true, ..Setup::default() };
+    let mut frontend = Frontend::with(backend.socket(), setup);
+    frontend.setup.reads_config = false;
+    for (round, writeback) in [1, 0, 0, 1].into_iter().enumerate() {
+        frontend.set_config(32, &[writeback]).expect("SET_CONFIG");
+        for life in 0..2 {
+            backend.kill();
+            backend.start_again();
+            frontend = frontend.resume(backend.socket());
+            frontend.run(&Request::write(0, &pattern(10 * round as u64 + life, 65536))).ok();
+            assert_eq!(unwritten(&backend) > 0, writeback == 1, "cache {writeback}, life {life}");
+            frontend.run(&Request::flush()).ok();
+        }
+    }
+}

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where its expectations do")]
 
 mod cache;
+mod crash;
 mod data;
 mod device;
 mod drivers;
@@ -13,6 +14,7 @@ mod durability;
 mod golden;
 mod harness;
 mod hostile;
+mod late_writes;
 mod lifecycle;
 mod messages;
 mod notifications;

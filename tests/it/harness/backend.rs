@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -30,6 +31,38 @@ enum Endpoint {
     Connect,
 }
 
+/// The program and how it is called, to call it so again.
+struct Invocation {
+    program: PathBuf,
+    args: Vec<String>,
+}
+
+impl Invocation {
+    fn spawn(&self, stdin: Stdio) -> Child {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().expect("start the server")
+    }
+}
+
+/// A process with what watches over it.
+struct Process {
+    child: Child,
+    pidfd: OwnedFd,
+    stderr: Arc<Mutex<String>>,
+    _watchdog: Sender<()>,
+}
+
+impl Process {
+    fn watch(mut child: Child) -> Self {
+        let pid = Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("pidfd of our own child");
+        let stderr = capture(child.stderr.take().expect("stderr is piped"));
+        let watchdog = watch(pidfd.try_clone().expect("duplicate pidfd"));
+        Self { child, pidfd, stderr, _watchdog: watchdog }
+    }
+}
+
 /// What to serve and how. Build it, then [`Serve::start`].
 pub struct Serve {
     layout: Layout,
@@ -38,6 +71,7 @@ pub struct Serve {
     args: Vec<String>,
     queues: usize,
     endpoint: Endpoint,
+    behind: Option<PathBuf>,
 }
 
 impl Serve {
@@ -55,6 +89,7 @@ impl Serve {
             args: Vec::new(),
             queues: 1,
             endpoint: Endpoint::Listen,
+            behind: None,
         }
     }
 
@@ -94,6 +129,12 @@ impl Serve {
         self
     }
 
+    /// Serves what is found at `path`, which has to have the content of the image.
+    pub fn behind(mut self, path: &Path) -> Self {
+        self.behind = Some(path.to_owned());
+        self
+    }
+
     /// Hands over a socket, listening or connected.
     pub fn inherit(mut self, socket: impl Into<OwnedFd>) -> Self {
         self.endpoint = Endpoint::Inherit(socket.into());
@@ -118,45 +159,39 @@ impl Serve {
         }
         let socket = dir.path().join("s");
         let listens = matches!(self.endpoint, Endpoint::Listen);
-        let mut child = self.spawn(&volume, &socket);
-        let pid = Pid::from_child(&child);
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("pidfd of our own child");
-        let stderr = capture(child.stderr.take().expect("stderr is piped"));
-        let watchdog = watch(pidfd.try_clone().expect("duplicate pidfd"));
-        let mut backend =
-            Backend { _dir: dir, volume, socket, child, pidfd, stderr, _watchdog: watchdog, over: false };
+        let (invocation, stdin) = self.invocation(&volume, &socket);
+        let process = Process::watch(invocation.spawn(stdin));
+        let mut backend = Backend { _dir: dir, volume, socket, invocation, process, over: false };
         if listens {
-            backend.wait_for_socket();
+            backend.wait_for_socket(None);
         }
         backend
     }
 
-    fn spawn(self, volume: &Volume, socket: &Path) -> Child {
+    fn invocation(self, volume: &Volume, socket: &Path) -> (Invocation, Stdio) {
         let mut args = vec!["serve".to_string()];
-        args.extend(["--blk-file".into(), path_text(&volume.image)]);
+        args.extend(["--blk-file".into(), path_text(self.behind.as_deref().unwrap_or(&volume.image))]);
         args.extend(["--num-queues".into(), self.queues.to_string()]);
         args.extend(format_args(volume));
         args.extend(self.args);
         let program = env!("CARGO_BIN_EXE_sealblk");
-        let (mut command, stdin) = match self.endpoint {
+        match self.endpoint {
             Endpoint::Listen => {
                 args.extend(["--socket-path".into(), path_text(socket)]);
-                (Command::new(program), Stdio::null())
+                (Invocation { program: program.into(), args }, Stdio::null())
             }
             Endpoint::Connect => {
                 args.extend(["--connect".into(), path_text(socket)]);
-                (Command::new(program), Stdio::null())
+                (Invocation { program: program.into(), args }, Stdio::null())
             }
             Endpoint::Inherit(fd) => {
                 // A shell moves the socket to descriptor 3, then becomes the server.
                 args.extend(["--fd".into(), "3".into()]);
-                let mut shell = Command::new("/bin/sh");
-                shell.args(["-c", "exec 3<&0 </dev/null; exec \"$@\"", "sh", program]);
-                (shell, Stdio::from(fd))
+                let shell = ["-c", "exec 3<&0 </dev/null; exec \"$@\"", "sh", program].map(String::from);
+                args.splice(0..0, shell);
+                (Invocation { program: "/bin/sh".into(), args }, Stdio::from(fd))
             }
-        };
-        command.args(args).stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.spawn().expect("start the server")
+        }
     }
 }
 
@@ -188,10 +223,8 @@ pub struct Backend {
     _dir: TempDir,
     pub volume: Volume,
     socket: PathBuf,
-    child: Child,
-    pidfd: OwnedFd,
-    stderr: Arc<Mutex<String>>,
-    _watchdog: Sender<()>,
+    invocation: Invocation,
+    process: Process,
     over: bool,
 }
 
@@ -203,7 +236,7 @@ impl Backend {
 
     /// The server's process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.child.id()
     }
 
     /// What each of the process's descriptors refers to.
@@ -224,13 +257,14 @@ impl Backend {
 
     /// What the process has logged so far.
     pub fn stderr(&self) -> String {
-        self.stderr.lock().expect("no panic while logging").clone()
+        self.process.stderr.lock().expect("no panic while logging").clone()
     }
 
-    fn wait_for_socket(&mut self) {
+    /// Waits until the server listens: until there is a socket other than the one that `stale` tells.
+    fn wait_for_socket(&mut self, stale: Option<SocketFile>) {
         let deadline = Instant::now() + START_TIMEOUT;
-        while !self.socket.exists() {
-            if let Some(status) = self.child.try_wait().expect("wait for our own child") {
+        while SocketFile::at(&self.socket).is_none_or(|now| Some(now) == stale) {
+            if let Some(status) = self.process.child.try_wait().expect("wait for our own child") {
                 panic!("the server ended before its socket was there: {status}");
             }
             assert!(Instant::now() < deadline, "no socket within {START_TIMEOUT:?}");
@@ -240,28 +274,45 @@ impl Backend {
 
     /// How the process has ended, if it has.
     pub fn exited(&mut self) -> Option<ExitStatus> {
-        let status = self.child.try_wait().expect("wait for our own child");
+        let status = self.process.child.try_wait().expect("wait for our own child");
         self.over |= status.is_some();
         status
     }
 
     /// Asserts that the process runs.
     pub fn assert_alive(&mut self) {
-        let status = self.child.try_wait().expect("wait for our own child");
+        let status = self.process.child.try_wait().expect("wait for our own child");
         assert!(status.is_none(), "the server died: {}", status.expect("just checked"));
     }
 
     /// Sends SIGTERM.
     pub fn signal_term(&self) {
-        rustix::process::pidfd_send_signal(&self.pidfd, Signal::TERM).expect("signal our own child");
+        rustix::process::pidfd_send_signal(&self.process.pidfd, Signal::TERM).expect("signal our own child");
     }
 
     /// Waits, within bounds, until the process ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
-        let ended = poll_readable(self.pidfd.as_fd(), EXIT_TIMEOUT);
+        let ended = poll_readable(self.process.pidfd.as_fd(), EXIT_TIMEOUT);
         assert!(ended, "the server did not exit within {EXIT_TIMEOUT:?}");
         self.over = true;
-        self.child.wait().expect("wait for our own child")
+        self.process.child.wait().expect("wait for our own child")
+    }
+
+    /// SIGKILL, and nothing is left of the process.
+    pub fn kill(&mut self) {
+        self.assert_alive();
+        self.process.child.kill().expect("signal our own child");
+        let _ = self.process.child.wait().expect("wait for our own child");
+        self.over = true;
+    }
+
+    /// Starts a server with the same options on the same volume, after the last one has ended.
+    pub fn start_again(&mut self) {
+        assert!(self.over, "one at a time");
+        let stale = SocketFile::at(&self.socket);
+        self.process = Process::watch(self.invocation.spawn(Stdio::null()));
+        self.over = false;
+        self.wait_for_socket(stale);
     }
 
     /// SIGTERM, then exit status 0 within bounds.
@@ -273,12 +324,26 @@ impl Backend {
     }
 }
 
+/// What tells one socket at a path from the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct SocketFile {
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> Option<Self> {
+        let metadata = std::fs::symlink_metadata(path).ok()?;
+        Some(Self { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()) })
+    }
+}
+
 impl Drop for Backend {
     fn drop(&mut self) {
         if !self.over {
             // It may have died already; then there is nothing to kill.
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            let _ = self.process.child.kill();
+            let _ = self.process.child.wait();
         }
         if thread::panicking() {
             eprintln!("--- the server logged:\n{}---", self.stderr());

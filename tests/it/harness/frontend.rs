@@ -1,10 +1,15 @@
 //! A front end: vhost-user messages through `vhost`, rings and requests by hand.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
 
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend as Messages, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
@@ -54,6 +59,8 @@ pub struct Setup {
     pub data_bytes: u64,
     /// Whether it reads the configuration space before it begins, as all but reconnecting front ends do.
     pub reads_config: bool,
+    /// Whether it keeps the in-flight region for back ends that die.
+    pub keeps_inflight: bool,
 }
 
 impl Default for Setup {
@@ -65,6 +72,7 @@ impl Default for Setup {
             memory: MemoryMessages::Table,
             data_bytes: 1 << 20,
             reads_config: true,
+            keeps_inflight: false,
         }
     }
 }
@@ -86,6 +94,24 @@ impl Setup {
     }
 }
 
+/// An in-flight region: how messages describe it, and its file.
+pub struct Inflight {
+    pub description: VhostUserInflight,
+    pub file: File,
+}
+
+impl Inflight {
+    /// How many requests it says are in flight.
+    pub fn count(&self) -> usize {
+        let VhostUserInflight { num_queues, queue_size, .. } = self.description;
+        let part = (16 + 16 * usize::from(queue_size)).next_multiple_of(64);
+        let mut bytes = vec![0; part * usize::from(num_queues)];
+        self.file.read_exact_at(&mut bytes, 0).expect("read the region");
+        let entries = bytes.chunks(part).flat_map(|part| part[16..].chunks(16).take(queue_size.into()));
+        entries.filter(|entry| entry[0] != 0).count()
+    }
+}
+
 /// A connected front end with running queues.
 pub struct Frontend {
     pub messages: Messages,
@@ -96,6 +122,8 @@ pub struct Frontend {
     /// What was agreed on.
     pub features: u64,
     pub setup: Setup,
+    /// What outlives the back end, if the setup wants that.
+    pub inflight: Option<Inflight>,
     stream: UnixStream,
 }
 
@@ -124,20 +152,36 @@ impl Frontend {
 
     /// Reconnects with the guest's memory and rings as they are.
     pub fn resume(self, socket: &Path) -> Self {
-        let Self { ram, rings, setup, messages, stream, .. } = self;
+        self.resume_at(socket, Ring::used_idx)
+    }
+
+    /// Reconnects, and tells the back end where each ring goes on: front ends guess that differently when the last
+    /// back end could not tell.
+    pub fn resume_at(self, socket: &Path, base: impl Fn(&Ring) -> u16) -> Self {
+        let Self { ram, rings, setup, messages, stream, inflight, .. } = self;
         drop(messages);
         stream.shutdown(std::net::Shutdown::Both).expect("shut our own socket down");
         let stream = dial(socket);
-        let mut frontend = Self::begin(stream, setup, ram, rings);
+        let mut frontend = Self::begin_again(stream, setup, ram, rings, inflight);
         frontend.share_memory();
         for index in 0..frontend.rings.len() {
-            frontend.start_ring(index, frontend.rings[index].used_idx());
+            frontend.start_ring(index, base(&frontend.rings[index]));
         }
         frontend
     }
 
     /// Negotiates features and goes no further: no memory, no rings.
     pub fn begin(stream: UnixStream, setup: Setup, ram: Rc<GuestRam>, rings: Vec<Ring>) -> Self {
+        Self::begin_again(stream, setup, ram, rings, None)
+    }
+
+    fn begin_again(
+        stream: UnixStream,
+        setup: Setup,
+        ram: Rc<GuestRam>,
+        rings: Vec<Ring>,
+        inflight: Option<Inflight>,
+    ) -> Self {
         let second = stream.try_clone().expect("duplicate the socket");
         let mut messages = Messages::from_stream(stream, 256);
         let offered = messages.get_features().expect("GET_FEATURES");
@@ -148,6 +192,8 @@ impl Frontend {
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::RESET_DEVICE;
+        let wanted =
+            if setup.keeps_inflight { wanted | VhostUserProtocolFeatures::INFLIGHT_SHMFD } else { wanted };
         messages.set_protocol_features(protocol & wanted).expect("SET_PROTOCOL_FEATURES");
         messages.set_owner().expect("SET_OWNER");
         messages.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -160,7 +206,19 @@ impl Frontend {
         for ring in &rings {
             ring.event_idx.set(features & F_EVENT_IDX != 0);
         }
-        Self { messages, ram, rings, offered, features, setup, stream: second }
+        let inflight = setup.keeps_inflight.then(|| Self::keep_inflight(&mut messages, &setup, inflight));
+        Self { messages, ram, rings, offered, features, setup, inflight, stream: second }
+    }
+
+    /// Gives the back end the region of its predecessor, or lets it make one.
+    fn keep_inflight(messages: &mut Messages, setup: &Setup, inflight: Option<Inflight>) -> Inflight {
+        let inflight = inflight.unwrap_or_else(|| {
+            let wanted = VhostUserInflight::new(0, 0, setup.queues as u16, setup.queue_size);
+            let (description, file) = messages.get_inflight_fd(&wanted).expect("GET_INFLIGHT_FD");
+            Inflight { description, file }
+        });
+        messages.set_inflight_fd(&inflight.description, inflight.file.as_raw_fd()).expect("SET_INFLIGHT_FD");
+        inflight
     }
 
     /// Tells the back end about all regions.

@@ -5,6 +5,7 @@ pub mod case;
 pub mod driver;
 pub mod fd;
 pub mod frontend;
+pub mod load;
 pub mod memory;
 pub mod page_cache;
 pub mod request;

@@ -1,6 +1,7 @@
 //! A front end that misbehaves: wrong numbers, wrong memory, wrong messages, half messages.
 
 mod connections;
+mod inflight;
 mod memory;
 mod rings;
 
