@@ -63,7 +63,7 @@ impl Table {
     }
 
     /// A guest that does `action` with the disks that it will be given.
-    fn guest(&self, action: &str, mapped: &str, seed: u32) -> Guest<'static> {
+    fn guest(&self, action: &str, mapped: &str, seed: u32) -> Guest {
         Guest::new(self.folder.path(), "dm_crypt")
             // With two emulated processors and this many vhost-user disks, QEMU 10.0 aborts in about one boot
             // of twenty (an assertion in msix_table_mmio_write), whoever serves the disks. With one processor

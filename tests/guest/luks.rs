@@ -76,7 +76,7 @@ impl Table {
     }
 
     /// A guest that does `action` with the disks that it will be given.
-    fn guest(&self, action: &str, mapped: &str, seed: u32) -> Guest<'static> {
+    fn guest(&self, action: &str, mapped: &str, seed: u32) -> Guest {
         Guest::new(self.folder.path(), "luks")
             // See dm_crypt.rs.
             .cpus_and_queues(1)

@@ -16,3 +16,4 @@ mod dm_crypt;
 mod filesystem;
 mod harness;
 mod luks;
+mod recovery;

@@ -1,6 +1,7 @@
 //! Serving a volume to a guest: by `sealblk`, or by QEMU's storage daemon where that stands in for comparison.
 
 use std::env;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -80,27 +81,48 @@ impl Default for ServeOptions {
 #[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) socket: PathBuf,
-    pub(crate) process: Process,
+    pub(crate) log: PathBuf,
+    arguments: Vec<String>,
+    process: Process,
 }
 
 impl Served {
     /// Starts the chosen back end for `volume` and waits until it listens. Socket and log lie beside the image.
     pub(crate) fn start(volume: &Volume, options: &ServeOptions) -> Self {
-        let back_end = BackEnd::chosen();
         let socket = volume.image.with_extension("sock");
-        let arguments = back_end.arguments(volume, options, &socket);
         let log = volume.image.with_extension("log");
+        let arguments = BackEnd::chosen().arguments(volume, options, &socket);
+        let process = Self::spawn(&arguments, &socket, &log);
+        Self { socket, log, arguments, process }
+    }
+
+    fn spawn(arguments: &[String], socket: &Path, log: &Path) -> Process {
+        let back_end = BackEnd::chosen();
         let name = format!("{back_end:?} {}", arguments.join(" "));
-        let mut process = Process::spawn(&name, &back_end.program(), &arguments, &log);
+        // What a killed predecessor has left: once there is another socket, somebody listens.
+        let stale = inode(socket);
+        let mut process = Process::spawn(&name, &back_end.program(), arguments, log);
         let deadline = Instant::now() + START_LIMIT;
-        while !socket.exists() {
+        while inode(socket).is_none_or(|now| Some(now) == stale) {
             if let Some(status) = process.wait(Duration::ZERO) {
                 panic!("the back end ended ({status}) instead of listening\n{}", process.tail());
             }
             assert!(Instant::now() < deadline, "the back end does not listen\n{}", process.tail());
             sleep(Duration::from_millis(5));
         }
-        Self { socket, process }
+        process
+    }
+
+    /// Kills the back end, wherever it is, and starts it again after `pause`.
+    pub(crate) fn kill_and_start_again(&mut self, pause: Duration) {
+        self.process.kill();
+        sleep(pause);
+        self.process = Self::spawn(&self.arguments, &self.socket, &self.log);
+    }
+
+    /// How often the back end has logged this, in all its lives.
+    pub(crate) fn logged(&self, what: &str) -> usize {
+        std::fs::read_to_string(&self.log).unwrap_or_default().matches(what).count()
     }
 
     /// Asks the back end to end, which it must do in time and with exit status 0, leaving every write on the image.
@@ -111,6 +133,12 @@ impl Served {
             status.unwrap_or_else(|| panic!("SIGTERM did not end the back end\n{}", self.process.tail()));
         assert!(status.success(), "the back end ended with {status} after SIGTERM\n{}", self.process.tail());
     }
+}
+
+/// What tells one socket from the next at its path.
+fn inode(socket: &Path) -> Option<(u64, i64, i64)> {
+    let metadata = std::fs::symlink_metadata(socket).ok()?;
+    Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
 fn sealblk_arguments(volume: &Volume, options: &ServeOptions, socket: &Path) -> Vec<String> {

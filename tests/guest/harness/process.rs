@@ -49,6 +49,12 @@ impl Process {
         self.child.try_wait().expect("the child is ours to wait for")
     }
 
+    /// Ends the process wherever it is, and waits until nothing is left of it.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("the child is not reaped yet");
+        self.child.wait().expect("the child is ours to wait for");
+    }
+
     /// Asks the process to end.
     pub(crate) fn terminate(&self) {
         kill_process(self.pid(), Signal::TERM).expect("the child is not reaped yet");
@@ -56,14 +62,19 @@ impl Process {
 
     /// The name and the end of what the process has printed, for the message of a failing test.
     pub(crate) fn tail(&self) -> String {
-        let text = fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL_BYTES)..]).replace('\r', "");
-        format!("--- {} (pid {}) printed last:\n{}\n", self.name, self.child.id(), text.trim_end())
+        format!("--- {} (pid {}) printed last:\n{}\n", self.name, self.child.id(), tail(&self.log))
     }
 
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
+}
+
+/// The end of what a log holds.
+pub(crate) fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL_BYTES)..]).replace('\r', "");
+    text.trim_end().to_owned()
 }
 
 impl Drop for Process {

@@ -6,18 +6,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::backend::Served;
-use super::process::Process;
+use super::process::{self, Process};
 
 /// Long enough for a boot and a script under emulation on a busy machine; a hang is what it is for.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(240);
 
 /// A guest to be booted.
 #[derive(Debug)]
-pub(crate) struct Guest<'disk> {
+pub(crate) struct Guest {
     folder: PathBuf,
     script: &'static str,
     arguments: Vec<String>,
-    served: Vec<&'disk Served>,
+    /// Logs of the back ends, for the message of a failing test.
+    logs: Vec<PathBuf>,
     limit: Duration,
 }
 
@@ -32,7 +33,7 @@ fn source(relative: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
 }
 
-impl<'disk> Guest<'disk> {
+impl Guest {
     /// A guest that runs `tests/guest/scripts/<script>.sh`. Its logs go to `folder`.
     pub(crate) fn new(folder: &Path, script: &'static str) -> Self {
         let path = source("tests/guest/scripts").join(script).with_extension("sh");
@@ -40,16 +41,16 @@ impl<'disk> Guest<'disk> {
             folder: folder.to_owned(),
             script,
             arguments: Vec::new(),
-            served: Vec::new(),
+            logs: Vec::new(),
             limit: DEFAULT_LIMIT,
         };
         guest.option("--script", path.display())
     }
 
     /// Attaches a served disk. Disks are numbered from 0 in the order in which they are attached.
-    pub(crate) fn disk(mut self, served: &'disk Served) -> Self {
+    pub(crate) fn disk(mut self, served: &Served) -> Self {
         let socket = served.socket.display().to_string();
-        self.served.push(served);
+        self.logs.push(served.log.clone());
         self.option("--socket", socket)
     }
 
@@ -80,33 +81,77 @@ impl<'disk> Guest<'disk> {
     }
 
     /// Boots the guest and waits until its script has ended, which must be with status 0.
-    pub(crate) fn run(mut self) -> Report {
+    pub(crate) fn run(self) -> Report {
+        self.boot().finish()
+    }
+
+    /// Boots the guest.
+    pub(crate) fn boot(mut self) -> Running {
         let console = self.folder.join(format!("{}.console", self.script));
         let results = self.folder.join(format!("{}.results", self.script));
-        let (began, limit) = (Instant::now(), self.limit);
         let arguments = std::mem::take(&mut self.arguments);
         let arguments = [arguments, vec!["--results".to_owned(), results.display().to_string()]].concat();
-        let mut qemu = Process::spawn("the guest", &source("scripts/boot-guest"), &arguments, &console);
-        let status = qemu.wait(limit);
-        let text = fs::read_to_string(&results).unwrap_or_default();
-        let why = match status {
-            None => format!("did not end within {} s", limit.as_secs()),
-            Some(status) if !status.success() => format!("QEMU ended with {status}"),
-            Some(_) => match Report::parse(&text) {
-                Ok(report) => {
-                    println!("guest '{}': {:.1} s\n{text}", self.script, began.elapsed().as_secs_f64());
-                    return report;
-                }
-                Err(why) => why,
-            },
-        };
-        let back_ends: String = self.served.iter().map(|served| served.process.tail()).collect();
-        panic!("the guest of '{}' failed: {why}\n{}{back_ends}", self.script, qemu.tail());
+        let qemu = Process::spawn("the guest", &source("scripts/boot-guest"), &arguments, &console);
+        let began = Instant::now();
+        Running { guest: self, qemu, results, began }
     }
 
     fn option(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.arguments.extend([name.to_owned(), value.to_string()]);
         self
+    }
+}
+
+/// A guest that has been booted.
+#[derive(Debug)]
+pub(crate) struct Running {
+    guest: Guest,
+    qemu: Process,
+    results: PathBuf,
+    began: Instant,
+}
+
+impl Running {
+    /// Waits until the script has reported `key`.
+    pub(crate) fn wait_for(&mut self, key: &str) {
+        let line = format!("result {key}=");
+        while !self.reported().lines().any(|reported| reported.starts_with(&line)) {
+            if self.qemu.wait(Duration::from_millis(50)).is_some() {
+                self.fail(&format!("it ended before it reported '{key}'"));
+            }
+            if self.began.elapsed() > self.guest.limit {
+                self.fail(&format!("it did not report '{key}' in time"));
+            }
+        }
+    }
+
+    /// Waits until the script has ended, which must be with status 0.
+    pub(crate) fn finish(mut self) -> Report {
+        let status = self.qemu.wait(self.guest.limit.saturating_sub(self.began.elapsed()));
+        let text = self.reported();
+        let why = match status {
+            None => format!("did not end within {} s", self.guest.limit.as_secs()),
+            Some(status) if !status.success() => format!("QEMU ended with {status}"),
+            Some(_) => match Report::parse(&text) {
+                Ok(report) => {
+                    let seconds = self.began.elapsed().as_secs_f64();
+                    println!("guest '{}': {seconds:.1} s\n{text}", self.guest.script);
+                    return report;
+                }
+                Err(why) => why,
+            },
+        };
+        self.fail(&why)
+    }
+
+    fn reported(&self) -> String {
+        fs::read_to_string(&self.results).unwrap_or_default()
+    }
+
+    fn fail(&self, why: &str) -> ! {
+        let logged = |log: &PathBuf| format!("--- {}:\n{}\n", log.display(), process::tail(log));
+        let back_ends: String = self.guest.logs.iter().map(logged).collect();
+        panic!("the guest of '{}' failed: {why}\n{}{back_ends}", self.guest.script, self.qemu.tail());
     }
 }
 

@@ -1,0 +1,68 @@
+//! The back end dies under a guest that works, and comes back. The guest notices a pause.
+
+use std::fs::{self, File};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tempfile::tempdir;
+
+use crate::harness::{BackEnd, Guest, PlainLayout, ServeOptions, Served, Volume};
+
+const KILLS: usize = 20;
+/// How long QEMU may take to come back to a back end that listens again, or the guest to write something.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+/// Waits until something is written to the image.
+fn wait_for_write(volume: &Volume) {
+    let last_write =
+        || fs::metadata(&volume.image).and_then(|image| image.modified()).expect("the image is there");
+    let before = last_write();
+    wait_until("the guest does not go on", || last_write() > before);
+}
+
+fn killed_under_load(queue_count: u16) {
+    BackEnd::require_sealblk("the stand-in keeps no in-flight region");
+    let folder = tempdir().expect("a temporary folder");
+    let volume = Volume::create(folder.path(), "volume", 96 << 20, PlainLayout::default());
+    // How the host talks to the guest.
+    let message = folder.path().join("message");
+    File::create(&message).and_then(|file| file.set_len(1 << 20)).expect("a disk for messages");
+    let mut served = Served::start(&volume, &ServeOptions { queue_count, ..ServeOptions::default() });
+    let mut guest = Guest::new(folder.path(), "killed_under_load")
+        .disk(&served)
+        .raw_disk(&message)
+        .with_fio()
+        .cpus_and_queues(queue_count)
+        .boot();
+    guest.wait_for("load");
+    for kill in 1..=KILLS {
+        // Other moments of the guest's work, other lengths of absence.
+        wait_for_write(&volume);
+        sleep(Duration::from_millis(13 * (kill as u64 % 7)));
+        served.kill_and_start_again(Duration::from_millis(50 * (kill as u64 % 4)));
+        wait_until("QEMU does not come back", || served.logged("VMM connected") > kill);
+    }
+    fs::write(&message, [&b"enough"[..], &[0; (1 << 20) - 6]].concat()).expect("tell the guest");
+    guest.finish();
+    let recoveries = served.logged("repeating requests");
+    assert!(recoveries > KILLS / 4, "only {recoveries} kills hit a request");
+    served.stop();
+}
+
+#[test]
+fn killed_under_load_one_queue() {
+    killed_under_load(1);
+}
+
+#[test]
+fn killed_under_load_two_queues() {
+    killed_under_load(2);
+}
