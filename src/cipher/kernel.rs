@@ -50,6 +50,12 @@ impl KernelChoice {
         }
     }
 
+    /// What [`Auto`](Self::Auto) chooses on this CPU.
+    pub fn preferred() -> Self {
+        let mut available = Self::KERNELS.into_iter().filter(|kernel| kernel.is_available());
+        available.next().expect("the portable kernel runs everywhere")
+    }
+
     /// What the CPU must have.
     fn needs(self) -> &'static str {
         match self {
@@ -119,10 +125,7 @@ impl Kernel {
     /// When the CPU cannot run it, or when no memory can be locked.
     pub(super) fn resolve(key: &VolumeKey, choice: KernelChoice) -> Result<Self, CipherError> {
         let choice = match choice {
-            KernelChoice::Auto => KernelChoice::KERNELS
-                .into_iter()
-                .find(|kernel| kernel.is_available())
-                .expect("the portable kernel runs everywhere"),
+            KernelChoice::Auto => KernelChoice::preferred(),
             named => named,
         };
         Ok(Self { choice, keys: Keys::expand(key, choice)? })

@@ -14,6 +14,7 @@ mod iv;
 mod kernel;
 mod key;
 mod portable;
+mod units;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -25,6 +26,7 @@ use crate::geometry::{SectorNumber, SectorSize};
 pub use iv::{CipherSpec, IvMode, IvNumbering};
 pub use kernel::KernelChoice;
 pub use key::{EqualHalves, VolumeKey};
+pub use units::AesUnits;
 
 use iv::IvSequence;
 use kernel::Kernel;
@@ -168,6 +170,22 @@ impl Xts {
         self.crypt_in_place(Direction::Decrypt, first, data);
     }
 
+    /// Encrypts the sectors in `src`, the first of which is `first`, to `dst`.
+    ///
+    /// # Panics
+    /// When the two are not equally long, or not a whole number of sectors.
+    pub fn encrypt_to(&self, first: SectorNumber, src: &[u8], dst: &mut [u8]) {
+        self.crypt_to(Direction::Encrypt, first, src, dst);
+    }
+
+    /// Decrypts the sectors in `src`, the first of which is `first`, to `dst`.
+    ///
+    /// # Panics
+    /// When the two are not equally long, or not a whole number of sectors.
+    pub fn decrypt_to(&self, first: SectorNumber, src: &[u8], dst: &mut [u8]) {
+        self.crypt_to(Direction::Decrypt, first, src, dst);
+    }
+
     /// The sector size that this cipher was made for.
     pub fn sector_size(&self) -> SectorSize {
         self.sector_size
@@ -178,15 +196,26 @@ impl Xts {
         self.kernel.choice()
     }
 
+    fn crypt_to(&self, direction: Direction, first: SectorNumber, src: &[u8], dst: &mut [u8]) {
+        assert_eq!(src.len(), dst.len(), "as many sectors come out as go in");
+        let sector_count = self.whole_sectors(src.len());
+        // SAFETY: both are borrowed, hence apart, and exactly `sector_count` sectors long.
+        unsafe { self.kernel.crypt(direction, self.run(first, src.as_ptr(), dst.as_mut_ptr(), sector_count)) }
+    }
+
     fn crypt_in_place(&self, direction: Direction, first: SectorNumber, data: &mut [u8]) {
-        let sector_bytes = self.sector_size.bytes() as usize;
-        assert!(data.len().is_multiple_of(sector_bytes), "only whole sectors are encrypted");
-        let sector_count = data.len() / sector_bytes;
+        let sector_count = self.whole_sectors(data.len());
         // One pointer for both sides: a second one taken from `data` would end the first one's right to it.
         let start = data.as_mut_ptr();
         // SAFETY: `data` is exclusively borrowed and exactly `sector_count` sectors long; both sides are
         // equal.
         unsafe { self.kernel.crypt(direction, self.run(first, start, start, sector_count)) }
+    }
+
+    fn whole_sectors(&self, len_bytes: usize) -> usize {
+        let sector_bytes = self.sector_size.bytes() as usize;
+        assert!(len_bytes.is_multiple_of(sector_bytes), "only whole sectors are encrypted");
+        len_bytes / sector_bytes
     }
 
     fn run(&self, first: SectorNumber, src: *const u8, dst: *mut u8, sector_count: usize) -> Run {

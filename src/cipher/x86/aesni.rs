@@ -26,6 +26,16 @@ pub(super) unsafe fn crypt<W: Way, const ROUNDS: usize>(keys: &KeySchedule<ROUND
     unsafe { pipeline::crypt::<__m128i, W, ROUNDS>(keys, run) }
 }
 
+/// [`pipeline::run_aes`] with these instructions.
+///
+/// # Safety
+/// [`is_available`].
+#[target_feature(enable = "aes,avx,bmi2,pclmulqdq")]
+pub(super) unsafe fn run_aes(count: usize) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { pipeline::run_aes::<__m128i>(count) }
+}
+
 impl Vector for __m128i {
     const BLOCKS: usize = 1;
 

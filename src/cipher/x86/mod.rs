@@ -3,7 +3,6 @@
 //! [`pipeline`] is the algorithm, [`vector`] what it needs of a vector, and each width a file that gives it that.
 
 mod aesni;
-
 mod keys;
 mod pipeline;
 mod vaes256;
@@ -64,7 +63,51 @@ impl Width {
             }
         }
     }
+
+    /// Bytes in one vector.
+    pub(super) fn vector_bytes(self) -> usize {
+        match self.0 {
+            Vectors::Aesni => 16,
+            Vectors::Vaes256 => 32,
+            Vectors::Vaes512 => 64,
+        }
+    }
+
+    /// At least `count` AES instructions with nothing else to do. Returns how many they were.
+    pub(super) fn run_aes(self, count: usize) -> usize {
+        // SAFETY: the CPU has these vectors, or there would be no such `self`.
+        unsafe {
+            match self.0 {
+                Vectors::Aesni => aesni::run_aes(count),
+                Vectors::Vaes256 => vaes256::run_aes(count),
+                Vectors::Vaes512 => vaes512::run_aes(count),
+            }
+        }
+    }
 }
+
+/// Takes `count` cycles, rounded up to tens: additions that wait for each other. Not of constants, which the newest
+/// cores add up before they execute anything.
+#[cfg(not(miri))]
+pub(super) fn run_cycles(count: usize) {
+    let mut sum = 0_u64;
+    for _ in 0..count.div_ceil(10) {
+        // SAFETY: changes nothing but its operands and the flags.
+        unsafe {
+            std::arch::asm!(
+                ".rept 10",
+                "add {sum}, {one}",
+                ".endr",
+                sum = inout(reg) sum,
+                one = in(reg) 1_u64,
+                options(nomem, nostack),
+            );
+        }
+    }
+}
+
+#[cfg(miri)]
+pub(super) fn run_cycles(_: usize) {}
 
 #[cfg(test)]
 mod tests;

@@ -309,3 +309,31 @@ impl<'keys, V: Vector, const ROUNDS: usize> Tweaks<'keys, V, ROUNDS> {
         self.next = self.next.times_x_to(unit_blocks::<V>() as u32);
     }
 }
+
+/// Rounds of AES on a unit of vectors and nothing else, which is the limit of what [`crypt`] can reach: at least
+/// `count` instructions. Returns how many they were.
+///
+/// # Safety
+/// The caller enables the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn run_aes<V: Vector>(count: usize) -> usize {
+    const ROUNDS: usize = 16;
+    let turns = count.div_ceil(ROUNDS * IN_FLIGHT);
+    let zero = [0_u8; 16];
+    // SAFETY: the caller's promise; a vector is filled from 16 bytes, which need no alignment when read by value.
+    unsafe {
+        let zero = zero.as_ptr().cast::<__m128i>().read_unaligned();
+        let key = V::broadcast(&raw const zero);
+        let mut state = [key; IN_FLIGHT];
+        let mut unused = Tweak { low: 0, high: 0 };
+        for _ in 0..turns {
+            for _ in 0..ROUNDS {
+                for vector in &mut state {
+                    *vector = vector.encrypt(key);
+                }
+                V::fence(&mut state, &mut unused);
+            }
+        }
+    }
+    turns * ROUNDS * IN_FLIGHT
+}

@@ -28,6 +28,16 @@ pub(super) unsafe fn crypt<W: Way, const ROUNDS: usize>(keys: &KeySchedule<ROUND
     unsafe { pipeline::crypt::<__m512i, W, ROUNDS>(keys, run) }
 }
 
+/// [`pipeline::run_aes`] with these instructions.
+///
+/// # Safety
+/// [`is_available`].
+#[target_feature(enable = "avx512f,avx512bw,bmi2,vaes,vpclmulqdq")]
+pub(super) unsafe fn run_aes(count: usize) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { pipeline::run_aes::<__m512i>(count) }
+}
+
 /// The end of a multiplication by a power of `x`: the words are `shifted` on their own, and what each lost is
 /// `carry`. A low word's carry belongs into the high word, a high word's comes back times `x^7 + x^2 + x + 1`.
 #[inline]
