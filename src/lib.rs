@@ -40,6 +40,7 @@
 //! | [`worker`] | one queue's loop, and the volume: cipher, offset, write cache |
 //! | [`virtio`] | what the guest says: the split ring, requests (parsed without any I/O) |
 //! | [`guest`] | memory shared with the guest |
+//! | [`bench`] | how fast the cipher is on this machine |
 //! | [`cipher`], [`io`], [`keys`], [`format`](mod@format) | AES-XTS; moving bytes; key managers; what lies on a volume. None of them knows of virtio |
 //! | [`geometry`], [`locked`], [`inherited`], [`throttle`] | units; memory for secrets; descriptors from the parent process; a log that stays readable |
 //!
@@ -74,6 +75,7 @@
 //! * A write that storage acknowledged and a later `fdatasync` that succeeded make data survive power failure.
 //! * Nobody else writes to the volume: `flock`, and `O_EXCL` on block devices, keep cooperating processes out.
 
+pub mod bench;
 pub mod cipher;
 pub mod cli;
 pub mod format;

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use super::resolve::ConfigError;
 use super::volume::ToolError;
+use crate::bench::BenchError;
+use crate::cipher::CipherError;
 use crate::format::FormatError;
 use crate::format::luks::LuksError;
 use crate::keys::KeyError;
@@ -100,6 +102,9 @@ pub enum CliError {
     /// Making or changing a volume failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
+    /// Measuring failed.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -113,8 +118,9 @@ impl CliError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) | Self::Config(_) => Exit::Usage,
-            Self::Output(_) | Self::Harden(_) => Exit::Failure,
             Self::Tool(error) => error.exit(),
+            Self::Bench(BenchError::Cipher(CipherError::KernelUnavailable { .. })) => Exit::Usage,
+            Self::Bench(_) | Self::Output(_) | Self::Harden(_) => Exit::Failure,
             Self::Serve(error) => match error {
                 ServeError::Volume(error) => volume_exit(error),
                 ServeError::Key(error) => key_exit(error),

@@ -1,5 +1,6 @@
 //! The command line: one file or folder for each family of subcommands, and what they share.
 
+mod bench;
 mod exit;
 mod formats;
 mod log;
@@ -41,6 +42,8 @@ enum Command {
     Slot(volume::SlotCommand),
     /// Back up and restore the header of a LUKS volume
     Header(volume::HeaderCommand),
+    /// Measure the cipher on this machine, beside OpenSSL, memcpy and the CPU's own limit
+    Bench(bench::BenchCommand),
 }
 
 /// Runs the command that `arguments` (program name included) ask for.
@@ -66,6 +69,7 @@ impl Command {
     fn run(self) -> Result<(), CliError> {
         match self {
             Self::Serve(command) => return command.run(),
+            Self::Bench(command) => return command.run(),
             Self::Format(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Slot(command) => command.run(),
@@ -156,7 +160,8 @@ mod tests {
             "invalid value 'luks9' for '--format <FORMAT>' [possible values: luks, luks1, luks2, plain, none]; see `sealblk serve --help`"
         );
         assert!(line("sealblk --sockt-path=x").contains("did you mean --socket-path?"));
-        assert!(line("sealblk frobnicate").contains("frobnicate"));
+        assert!(line("sealblk frobnicate").ends_with("see `sealblk --help`"));
+        assert!(line("sealblk bench --key-size 1").ends_with("see `sealblk bench --help`"));
         assert!(line("sealblk").contains("sealblk --help"));
     }
 }

@@ -12,6 +12,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
+mod bench;
 mod headers;
 mod keys;
 mod sockets;

@@ -13,6 +13,7 @@ pub(crate) const FLOORS: &[(&str, &[&str])] = &[
     ("throttle", &[]),
     ("guest", &[]),
     ("cipher", &["geometry", "locked"]),
+    ("bench", &["cipher", "geometry"]),
     ("io", &["geometry"]),
     ("keys", &["inherited", "locked"]),
     ("format", &["cipher", "geometry", "keys", "locked"]),
@@ -34,7 +35,7 @@ pub(crate) const FLOORS: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("cli", &["cipher", "format", "geometry", "inherited", "keys", "server"]),
+    ("cli", &["bench", "cipher", "format", "geometry", "inherited", "keys", "server"]),
     ("main", &["cli", "inherited", "server"]),
 ];
 
