@@ -35,6 +35,11 @@ impl SectorSize {
         self.0
     }
 
+    /// The bits of an offset that lie inside a sector.
+    pub fn mask(self) -> u64 {
+        u64::from(self.0) - 1
+    }
+
     /// How many 512-byte units one encryption sector spans: 1, 2, 4 or 8.
     pub fn units(self) -> u64 {
         u64::from(self.0) / SECTOR_BYTES
@@ -44,7 +49,7 @@ impl SectorSize {
 /// Where the payload lies on the backing volume and how it is cut into sectors. Fixed at start-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// The encryption sector size; the guest sees it as its block size.
+    /// The encryption sector size; the guest's block size too, unless it is shown smaller blocks.
     pub sector_size: SectorSize,
     /// First byte of the payload on the backing volume.
     pub payload_offset_bytes: u64,

@@ -53,6 +53,7 @@
 //! * A completed read or write was whole. Anything less reaches the guest as an I/O error, never as data.
 //! * A completed flush means that every write completed before it is durable. Without a write cache each
 //!   write is durable before it completes. A failed `fdatasync` fails all that follow.
+//! * Writes of different blocks never undo each other, where several share an encryption sector too.
 //! * Written zeroes read as zeroes. Discards reach storage only where the operator allowed it.
 //! * No guest input crashes the process, stops it serving other requests, or makes it touch memory or sectors
 //!   outside the grant; every request that can be answered is answered once. Impossible ring indices stop that

@@ -115,7 +115,7 @@ fn worker(encrypted: bool, tracking: InFlight, memory: Arc<GuestMemory>) -> Work
         Xts::new(&key, sector_size, iv).expect("a cipher")
     });
     let volume = Arc::new(Volume::new(geometry, xts));
-    let view = DiskView { geometry, read_only: false, discard: false };
+    let view = DiskView { geometry, logical_block: sector_size, read_only: false, discard: false };
     let slots = SlotPool::new(PoolShape::default()).expect("memory for slots");
     let storage = SimDisk::new(vec![0; DISK_BYTES as usize], Faults::default());
     let engine = Sim::new(storage, max_ops(&slots)).expect("an engine");

@@ -125,6 +125,7 @@ impl CliError {
                 ServeError::Volume(error) => volume_exit(error),
                 ServeError::Key(error) => key_exit(error),
                 ServeError::Format(error) => format_exit(error),
+                ServeError::LogicalBlockTooLarge { .. } => Exit::Volume,
                 ServeError::Socket(_) => Exit::Socket,
                 ServeError::Uring(_) => Exit::UringUnavailable,
                 ServeError::Cipher(_) => Exit::Key,

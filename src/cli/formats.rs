@@ -3,7 +3,7 @@
 use base16ct::mixed;
 use uuid::Uuid;
 
-use super::resolve::{ConfigError, impossible};
+use super::resolve::{ConfigError, checked_sector_size, impossible};
 use super::serve::{FormatName, InsecureGate, PlainHash, ServeOptions};
 use crate::cipher::{CipherSpec, EqualHalves};
 use crate::format::luks::{Expectations, ExpectedCipher, KdfLimits, LuksFormat, Policy, Version};
@@ -165,9 +165,7 @@ impl ServeOptions {
     }
 
     fn sector_size(&self) -> Result<SectorSize, ConfigError> {
-        let bytes = self.sector_size.unwrap_or(DEFAULT_SECTOR_SIZE_BYTES);
-        SectorSize::new(bytes)
-            .ok_or_else(|| impossible("--sector-size", bytes, "512, 1024, 2048 or 4096 bytes"))
+        checked_sector_size("--sector-size", self.sector_size.unwrap_or(DEFAULT_SECTOR_SIZE_BYTES))
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::serve::{InsecureGate, ServeOptions, Switch};
 use crate::cipher::CipherError;
 use crate::format::FormatError;
+use crate::geometry::SectorSize;
 use crate::inherited::{self, TakeError};
 use crate::keys::{FixedKey, KeyConfigError, KeyManagers, KeyReference, KeySource, ReferenceError};
 use crate::server::config::{
@@ -163,6 +164,10 @@ impl ServeOptions {
         Ok(DeviceConfig {
             num_queues,
             queue_size_max,
+            logical_block: self
+                .logical_block_size
+                .map(|bytes| checked_sector_size("--logical-block-size", bytes))
+                .transpose()?,
             serial: padded_serial(self.serial.as_deref().unwrap_or_default())?,
             cache: self.cache.unwrap_or_default(),
             discard: self.discard.unwrap_or_default(),
@@ -173,6 +178,10 @@ impl ServeOptions {
 
 pub(super) fn impossible(option: &'static str, value: impl ToString, possible: &str) -> ConfigError {
     ConfigError::Impossible { option, value: value.to_string(), possible: possible.to_owned() }
+}
+
+pub(super) fn checked_sector_size(option: &'static str, bytes: u32) -> Result<SectorSize, ConfigError> {
+    SectorSize::new(bytes).ok_or_else(|| impossible(option, bytes, "512, 1024, 2048 or 4096 bytes"))
 }
 
 fn default_num_queues() -> u16 {
@@ -196,7 +205,6 @@ mod tests {
     use crate::cipher::{CipherSpec, EqualHalves, IvMode, KernelChoice};
     use crate::format::passphrase::PassphraseHash;
     use crate::format::plain::{KeySize, PlainFormat, PlainSecret};
-    use crate::geometry::SectorSize;
     use crate::server::config::{CacheMode, DiscardPolicy, EngineKind, FormatConfig};
 
     const LEAST: &str = "socket-path = '/s'\nblk-file = '/v'\n";
@@ -232,6 +240,7 @@ mod tests {
         let device = DeviceConfig {
             num_queues: default_num_queues(),
             queue_size_max: 1024,
+            logical_block: None,
             serial: [0; 20],
             cache: CacheMode::Writeback,
             discard: DiscardPolicy::Ignore,
@@ -249,9 +258,9 @@ mod tests {
         let config = plain(
             "cipher = 'aes-xts-plain64be'\nkey-size = 256\nsector-size = 4096\niv-large-sectors = true\n\
              offset = 3\nskip = 16\ninsecure = ['equal-key-halves']\nnum-queues = 5\nqueue-size = 64\n\
-             serial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\ndirect = 'off'\n\
-             engine = 'blocking'\nkey-timeout = 5\nonce = true\nread-only = true\ncipher-kernel = 'portable'\n\
-             plain-hash = 'ripemd160'",
+             logical-block-size = 512\nserial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\n\
+             direct = 'off'\nengine = 'blocking'\nkey-timeout = 5\nonce = true\nread-only = true\n\
+             cipher-kernel = 'portable'\nplain-hash = 'ripemd160'",
         )
         .unwrap();
         let format = PlainFormat {
@@ -269,6 +278,7 @@ mod tests {
         let device = DeviceConfig {
             num_queues: 5,
             queue_size_max: 64,
+            logical_block: Some(SectorSize::BYTES_512),
             serial: *b"disk 1\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
             cache: CacheMode::Writethrough,
             discard: DiscardPolicy::Pass,
@@ -309,6 +319,8 @@ mod tests {
         for (text, option, possible) in [
             ("sector-size = 8192", "--sector-size 8192", "512, 1024, 2048 or 4096"),
             ("sector-size = 0", "--sector-size 0", "512, 1024, 2048 or 4096"),
+            ("logical-block-size = 768", "--logical-block-size 768", "512, 1024, 2048 or 4096"),
+            ("logical-block-size = 8192", "--logical-block-size 8192", "512, 1024, 2048 or 4096"),
             ("key-size = 128", "--key-size 128", "256 or 512"),
             ("num-queues = 0", "--num-queues 0", "1 to 64"),
             ("num-queues = 65", "--num-queues 65", "1 to 64"),

@@ -71,8 +71,7 @@ pub(super) struct ServeOptions {
     /// LUKS: file or device with the header, where that is not on the volume itself
     #[arg(long, value_name = "PATH", help_heading = VOLUME)]
     pub(super) header: Option<PathBuf>,
-    /// Encryption sector size, the guest's block size: 512, 1024, 2048 or 4096 bytes [default: 512; LUKS: as the
-    /// header says]
+    /// Encryption sector size: 512, 1024, 2048 or 4096 bytes [default: 512; LUKS: as the header says]
     #[arg(long, value_name = "BYTES", help_heading = VOLUME)]
     pub(super) sector_size: Option<u32>,
     /// Begin of the data on the volume, in sectors of 512 bytes [default: 0; LUKS: as the header says]
@@ -149,6 +148,10 @@ pub(super) struct ServeOptions {
     /// Largest ring accepted, in descriptors: a power of two from 4 to 1024 [default: 1024]
     #[arg(long, value_name = "COUNT", help_heading = DEVICE)]
     pub(super) queue_size: Option<u32>,
+    /// The guest's block size, 512, 1024, 2048 or 4096 bytes: less than the encryption sector size for guests that
+    /// cannot use larger blocks; writes of parts of a sector are slower [default: the encryption sector size]
+    #[arg(long, value_name = "BYTES", help_heading = DEVICE)]
+    pub(super) logical_block_size: Option<u32>,
     /// Serial number: up to 20 printable ASCII characters [default: none]
     #[arg(long, value_name = "TEXT", help_heading = DEVICE)]
     pub(super) serial: Option<String>,
@@ -327,6 +330,7 @@ impl ServeOptions {
             kdf_iterations_max: other.kdf_iterations_max.or(base.kdf_iterations_max),
             num_queues: other.num_queues.or(base.num_queues),
             queue_size: other.queue_size.or(base.queue_size),
+            logical_block_size: other.logical_block_size.or(base.logical_block_size),
             serial: other.serial.or(base.serial),
             cache: other.cache.or(base.cache),
             discard: other.discard.or(base.discard),
@@ -358,7 +362,7 @@ mod tests {
     }
 
     /// One valid value for every option: as on the command line, and as in the file.
-    const SAMPLES: [(&str, &str, &str); 36] = [
+    const SAMPLES: [(&str, &str, &str); 37] = [
         ("socket-path", "--socket-path=/s", "'/s'"),
         ("fd", "--fd=7", "7"),
         ("connect", "--connect=/c", "'/c'"),
@@ -389,6 +393,7 @@ mod tests {
         ("kdf-iterations-max", "--kdf-iterations-max=1", "1"),
         ("num-queues", "--num-queues=3", "3"),
         ("queue-size", "--queue-size=64", "64"),
+        ("logical-block-size", "--logical-block-size=512", "512"),
         ("serial", "--serial=S", "'S'"),
         ("cache", "--cache=writethrough", "'writethrough'"),
         ("discard", "--discard=pass", "'pass'"),

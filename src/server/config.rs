@@ -9,6 +9,7 @@ use crate::format::VolumeFormat;
 use crate::format::luks::LuksFormat;
 use crate::format::plain::PlainFormat;
 use crate::format::unencrypted::UnencryptedFormat;
+use crate::geometry::SectorSize;
 use crate::keys::KeySource;
 
 /// Most queues that a disk may have: one thread serves each.
@@ -98,6 +99,8 @@ pub struct DeviceConfig {
     pub num_queues: u16,
     /// Largest ring accepted: a power of two from [`QUEUE_SIZE_MIN`] to [`QUEUE_SIZE_MAX`].
     pub queue_size_max: u16,
+    /// The guest's block size, at most the encryption sector size; `None` for just that.
+    pub logical_block: Option<SectorSize>,
     /// What `VIRTIO_BLK_T_GET_ID` answers: ASCII, padded with zeroes.
     pub serial: [u8; SERIAL_BYTES],
     /// How the write cache starts out; the guest may change it.

@@ -7,6 +7,7 @@ use std::io;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
 use super::config::{CacheMode, DeviceConfig, DiscardPolicy};
+use crate::geometry::{Geometry, SectorSize};
 use crate::guest::Remembered;
 use crate::virtio::DiskView;
 use crate::virtio::wire::{self, ConfigFields, feature};
@@ -75,8 +76,9 @@ impl Device {
         let cache = Cache { known: true, ..self.cache.get() };
         self.cache.set(cache);
         let writeback = cache.writeback && can_flush;
-        let DiskView { geometry, read_only, discard } = self.disk.view;
+        let DiskView { geometry, logical_block, read_only, discard } = self.disk.view;
         let fields = ConfigFields {
+            logical_block,
             num_queues: self.config.num_queues,
             writeback,
             discard: discard && !read_only,
@@ -142,9 +144,10 @@ impl Device {
 }
 
 /// What requests are checked against.
-pub(super) fn disk_view(geometry: crate::geometry::Geometry, config: &DeviceConfig) -> DiskView {
+pub(super) fn disk_view(geometry: Geometry, logical_block: SectorSize, config: &DeviceConfig) -> DiskView {
     DiskView {
         geometry,
+        logical_block,
         read_only: config.read_only,
         discard: config.discard == DiscardPolicy::Pass && !config.read_only,
     }

@@ -24,6 +24,17 @@ pub enum ServeError {
     /// The key does not make a cipher for this volume.
     #[error(transparent)]
     Cipher(#[from] CipherError),
+    /// The guest cannot have blocks larger than what is encrypted as a whole.
+    #[error(
+        "--logical-block-size {block_bytes} is larger than the volume's encryption sectors of {sector_bytes} bytes: \
+         leave it out, or choose at most that"
+    )]
+    LogicalBlockTooLarge {
+        /// What was asked for.
+        block_bytes: u32,
+        /// The encryption sector size.
+        sector_bytes: u32,
+    },
     /// The vhost-user socket cannot be made, taken over or connected to.
     #[error(transparent)]
     Socket(#[from] SocketError),

@@ -37,6 +37,7 @@ use stop::StopSignal;
 
 use crate::cipher::{KernelChoice, Xts};
 use crate::format::{Encryption, Unlocked};
+use crate::geometry::SectorSize;
 use crate::guest::fault;
 use crate::io::blocking::Blocking;
 use crate::io::uring::Uring;
@@ -55,7 +56,7 @@ pub fn serve(config: ServeConfig) -> Result<(), ServeError> {
     let stop = StopSignal::install().map_err(ServeError::Session)?;
     fault::end_on_memory_fault().map_err(ServeError::Session)?;
     let backing = Arc::new(OwnedFd::from(opened.volume.file.try_clone().map_err(ServeError::Session)?));
-    let disk = make_disk(opened.unlocked, config.cipher_kernel, &config.device)?;
+    let disk = make_disk(opened.unlocked, opened.logical_block, config.cipher_kernel, &config.device)?;
     let threads = spawn_queues(&disk, &config, &backing, &stop)?;
     let device = Device::new(disk, config.device, opened.volume.file);
     let mut socket = Socket::open(config.endpoint)?;
@@ -83,6 +84,7 @@ pub fn serve(config: ServeConfig) -> Result<(), ServeError> {
 /// Makes the cipher from the key, which is wiped here, and the volume from both.
 fn make_disk(
     unlocked: Unlocked,
+    logical_block: SectorSize,
     cipher_kernel: KernelChoice,
     config: &DeviceConfig,
 ) -> Result<Disk, ServeError> {
@@ -95,9 +97,12 @@ fn make_disk(
         }
         None => None,
     };
-    let view = device::disk_view(geometry, config);
-    Ok(Disk { volume: Arc::new(Volume::new(geometry, xts)), view, serial: config.serial })
+    let view = device::disk_view(geometry, logical_block, config);
+    let volume = Volume::new(geometry, xts).with_logical_block(logical_block);
+    Ok(Disk { volume: Arc::new(volume), view, serial: config.serial })
 }
+
+const _: () = assert!(config::NUM_QUEUES_MAX as usize <= worker::MAX_WORKERS, "one worker for each queue");
 
 /// One thread for each queue, each with its own engine and slots.
 fn spawn_queues(

@@ -6,6 +6,7 @@ use super::config::ServeConfig;
 use super::error::ServeError;
 use super::volume_file::{OpenedVolume, open_volume};
 use crate::format::{Unlocked, header_lock};
+use crate::geometry::SectorSize;
 use crate::keys;
 
 /// An open volume and what its format made of it.
@@ -15,6 +16,8 @@ pub struct Disk {
     pub volume: OpenedVolume,
     /// Where its payload lies and how that is encrypted.
     pub unlocked: Unlocked,
+    /// The guest's block size: the encryption sector size, or less.
+    pub logical_block: SectorSize,
 }
 
 /// Opens the volume, fetches the key, unlocks the one with the other, and checks that every sector can be
@@ -30,6 +33,7 @@ pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
     };
     let unlocked = config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?;
     volume.check_alignment(&unlocked.geometry)?;
+    let logical_block = logical_block(unlocked.geometry.sector_size, config.device.logical_block)?;
     // The header has been read: from here on it may be changed. Where there are no such locks, it cannot be.
     if let Err(error) = header_lock::mark_served(&volume.file) {
         debug!(error = &error as &dyn std::error::Error, "the header cannot be changed while it is served");
@@ -38,10 +42,21 @@ pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
         volume = %config.volume.path.display(),
         capacity_bytes = unlocked.geometry.capacity_bytes,
         sector_bytes = unlocked.geometry.sector_size.bytes(),
+        block_bytes = logical_block.bytes(),
         encrypted = unlocked.encryption.is_some(),
         read_only = config.volume.read_only,
         direct_align_bytes = volume.direct_align_bytes,
         "disk is ready"
     );
-    Ok(Disk { volume, unlocked })
+    Ok(Disk { volume, unlocked, logical_block })
+}
+
+/// The guest's block size, where the operator may have chosen one.
+fn logical_block(sector_size: SectorSize, chosen: Option<SectorSize>) -> Result<SectorSize, ServeError> {
+    let block = chosen.unwrap_or(sector_size);
+    let (block_bytes, sector_bytes) = (block.bytes(), sector_size.bytes());
+    if block_bytes > sector_bytes {
+        return Err(ServeError::LogicalBlockTooLarge { block_bytes, sector_bytes });
+    }
+    Ok(block)
 }

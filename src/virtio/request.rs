@@ -6,7 +6,7 @@
 
 use super::virtq::{Chain, Descriptor, Head};
 use super::wire::{self, Status, request_type};
-use crate::geometry::{Geometry, SECTOR_BYTES, SectorNumber};
+use crate::geometry::{Geometry, SECTOR_BYTES, SectorNumber, SectorSize};
 use crate::guest::{GuestAddress, GuestBuffer, GuestMemory, LocalMemory};
 
 /// What a request is checked against.
@@ -14,18 +14,20 @@ use crate::guest::{GuestAddress, GuestBuffer, GuestMemory, LocalMemory};
 pub struct DiskView {
     /// Size and sector size.
     pub geometry: Geometry,
+    /// The guest's block size: the encryption sector size, or less.
+    pub logical_block: SectorSize,
     /// Whether everything that changes the disk is refused.
     pub read_only: bool,
     /// Whether discards are passed on; otherwise their type is not supported.
     pub discard: bool,
 }
 
-/// A part of the disk: whole sectors, inside its capacity.
+/// A part of the disk: whole logical blocks, inside its capacity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SectorRange {
     /// Position from the start of the payload.
     pub offset_bytes: u64,
-    /// Length, a multiple of the sector size.
+    /// Length, a multiple of the logical block size.
     pub len_bytes: u64,
 }
 
@@ -33,6 +35,30 @@ impl SectorRange {
     /// The first sector of the range.
     pub fn first(&self) -> SectorNumber {
         SectorNumber::containing(self.offset_bytes)
+    }
+
+    /// First byte behind the range. No overflow: the range lies inside the disk.
+    fn end_bytes(&self) -> u64 {
+        self.offset_bytes + self.len_bytes
+    }
+
+    /// Whether the range consists of whole encryption sectors.
+    pub fn is_whole(&self, sector_size: SectorSize) -> bool {
+        (self.offset_bytes | self.len_bytes) & sector_size.mask() == 0
+    }
+
+    /// The encryption sectors that the range touches.
+    pub fn widened(&self, sector_size: SectorSize) -> Self {
+        let mask = sector_size.mask();
+        let (offset_bytes, end_bytes) = (self.offset_bytes & !mask, (self.end_bytes() + mask) & !mask);
+        Self { offset_bytes, len_bytes: end_bytes - offset_bytes }
+    }
+
+    /// The encryption sectors that the range covers; empty when there is none.
+    fn narrowed(&self, sector_size: SectorSize) -> Self {
+        let mask = sector_size.mask();
+        let (offset_bytes, end_bytes) = ((self.offset_bytes + mask) & !mask, self.end_bytes() & !mask);
+        Self { offset_bytes, len_bytes: end_bytes.saturating_sub(offset_bytes) }
     }
 }
 
@@ -47,7 +73,7 @@ pub enum RequestKind {
     Flush,
     /// The serial number, into the data buffer.
     GetId,
-    /// Ranges that the guest has no use for any more.
+    /// Ranges that the guest has no use for any more, in whole encryption sectors.
     Discard(Box<Ranges>),
     /// Ranges that are to read as zero.
     WriteZeroes(Box<Ranges>),
@@ -316,15 +342,22 @@ struct RangeRules {
     max_ranges: usize,
     max_sectors: u32,
     known_flags: u32,
+    /// Only whole encryption sectors of a segment count: the rest of it may stay as it is.
+    whole_sectors: bool,
 }
 
 impl RangeRules {
-    const DISCARD: Self =
-        Self { max_ranges: wire::MAX_RANGES, max_sectors: wire::MAX_DISCARD_SECTORS, known_flags: 0 };
+    const DISCARD: Self = Self {
+        max_ranges: wire::MAX_RANGES,
+        max_sectors: wire::MAX_DISCARD_SECTORS,
+        known_flags: 0,
+        whole_sectors: true,
+    };
     const WRITE_ZEROES: Self = Self {
         max_ranges: wire::MAX_WRITE_ZEROES_RANGES,
         max_sectors: wire::MAX_WRITE_ZEROES_SECTORS,
         known_flags: wire::WRITE_ZEROES_UNMAP,
+        whole_sectors: false,
     };
 
     fn check(
@@ -342,16 +375,17 @@ impl RangeRules {
         if sector_count > self.max_sectors {
             return Err(Status::IoError);
         }
-        checked_range(sector, u64::from(sector_count) * SECTOR_BYTES, disk)
+        let range = checked_range(sector, u64::from(sector_count) * SECTOR_BYTES, disk)?;
+        Ok(if self.whole_sectors { range.narrowed(disk.geometry.sector_size) } else { range })
     }
 }
 
-/// A range of whole encryption sectors inside the disk, or the status that says that it is not one.
+/// A range of whole logical blocks inside the disk, or the status that says that it is not one.
 fn checked_range(sector: u64, len_bytes: u64, disk: &DiskView) -> Result<SectorRange, Status> {
-    let sector_bytes = u64::from(disk.geometry.sector_size.bytes());
+    let block_bytes = u64::from(disk.logical_block.bytes());
     let offset_bytes = sector.checked_mul(SECTOR_BYTES).ok_or(Status::IoError)?;
     let end = offset_bytes.checked_add(len_bytes).ok_or(Status::IoError)?;
-    let whole = offset_bytes.is_multiple_of(sector_bytes) && len_bytes.is_multiple_of(sector_bytes);
+    let whole = offset_bytes.is_multiple_of(block_bytes) && len_bytes.is_multiple_of(block_bytes);
     if !whole || end > disk.geometry.capacity_bytes {
         return Err(Status::IoError);
     }

@@ -3,7 +3,7 @@
 
 use virtio_bindings::{virtio_blk, virtio_config, virtio_ring};
 
-use crate::geometry::{Geometry, SECTOR_BYTES};
+use crate::geometry::{Geometry, SECTOR_BYTES, SectorSize};
 
 /// Bytes of the header that begins every request: type, reserved, sector.
 pub const HEADER_BYTES: u64 = 16;
@@ -100,6 +100,8 @@ pub const CONFIG_BYTES: usize = 60;
 /// What the configuration space tells beside the volume's geometry.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigFields {
+    /// The guest's block size: the encryption sector size, or less.
+    pub logical_block: SectorSize,
     /// Number of request queues.
     pub num_queues: u16,
     /// Whether the write cache is on.
@@ -117,17 +119,19 @@ pub fn config_space(geometry: &Geometry, fields: ConfigFields) -> [u8; CONFIG_BY
     put(0, &geometry.capacity_sectors().to_le_bytes());
     put(8, &SIZE_MAX.to_le_bytes());
     put(12, &SEG_MAX.to_le_bytes());
-    put(20, &geometry.sector_size.bytes().to_le_bytes());
-    // Topology: one logical block is one physical block, aligned at 0 (bytes 24 and 25); the smallest request
-    // that performs well is one block, the best size is not told.
-    put(26, &1u16.to_le_bytes());
+    put(20, &fields.logical_block.bytes().to_le_bytes());
+    // Topology: one encryption sector is one physical block, aligned at 0 (byte 25), and the smallest request that
+    // performs well; the best size is not told.
+    let blocks_per_sector = geometry.sector_size.bytes() / fields.logical_block.bytes();
+    put(24, &[blocks_per_sector.ilog2() as u8]);
+    put(26, &(blocks_per_sector as u16).to_le_bytes());
     put(CONFIG_WRITEBACK_OFFSET, &[u8::from(fields.writeback)]);
     put(34, &fields.num_queues.to_le_bytes());
-    let blocks_aligned = (geometry.sector_size.units() as u32).to_le_bytes();
+    let sector_aligned = (geometry.sector_size.units() as u32).to_le_bytes();
     if fields.discard {
         put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
         put(40, &(MAX_RANGES as u32).to_le_bytes());
-        put(44, &blocks_aligned);
+        put(44, &sector_aligned);
     }
     if fields.write_zeroes {
         put(48, &MAX_WRITE_ZEROES_SECTORS.to_le_bytes());

@@ -1,5 +1,6 @@
 //! One queue's loop: it takes requests from a virtqueue, moves their bytes between guest and volume through the
-//! cipher, and answers them. Everything it touches is its own; nothing in a turn locks or allocates.
+//! cipher, and answers them. Everything it touches is its own, but for the table of `sector_locks` on a disk whose
+//! blocks are smaller than its sectors; nothing in a turn blocks or allocates.
 //!
 //! ```text
 //! pop -> parse -> begin -> start        submit        reap -> finish -> complete -> publish
@@ -7,16 +8,20 @@
 //! ```
 //!
 //! A request that is larger than a slot goes in pieces, a few at a time, so that memory is fixed and a large
-//! request does not keep small ones waiting.
+//! request does not keep small ones waiting. A part of a sector is a piece of its own (`parts`): it is read, changed
+//! and written back.
 
+mod parts;
 mod queue;
 mod recovery;
+mod sector_locks;
 mod spin;
 mod tables;
 pub mod thread;
 pub mod volume;
 
 pub use queue::{QueueError, QueueSetup};
+pub use sector_locks::MAX_WORKERS;
 pub use thread::{QueueThread, WorkerGone};
 pub use volume::Volume;
 
@@ -27,12 +32,13 @@ use std::sync::Arc;
 
 use queue::Queue;
 use recovery::Repeats;
+use sector_locks::Locker;
 use spin::Spin;
 use tables::{Active, Piece, Pieces, RequestId, Requests};
 
 use crate::guest::{Cursor, GuestBuffer, GuestMemory};
 use crate::io::{Completion, Durability, Engine, Op, Slot, SlotPool, Wait, Wake};
-use crate::virtio::request::{self, DiskView, Parsed, Refusal, Request, RequestKind, SectorRange};
+use crate::virtio::request::{self, DiskView, Parsed, Refusal, Request, RequestKind};
 use crate::virtio::wire::{self, Status};
 use crate::virtio::{Chain, RingError, RingState};
 
@@ -78,6 +84,8 @@ pub struct Worker<E> {
     unsubmitted_turns: usize,
     /// Operations under way that have no slot.
     slotless_ops: u32,
+    /// For volumes whose sectors may be changed in part.
+    locker: Option<Locker>,
 }
 
 /// How many operations an engine for a worker over `slots` must be able to hold.
@@ -89,6 +97,7 @@ impl<E: Engine> Worker<E> {
     /// A worker without a queue. The engine holds [`max_ops`] operations.
     pub fn new(disk: Disk, engine: E, slots: SlotPool) -> Self {
         let pieces = Pieces::new(max_ops(&slots));
+        let locker = disk.volume.locks().cloned().map(Locker::new);
         Self {
             disk,
             engine,
@@ -104,6 +113,7 @@ impl<E: Engine> Worker<E> {
             unsubmitted_ops: 0,
             unsubmitted_turns: 0,
             slotless_ops: 0,
+            locker,
         }
     }
 
@@ -230,6 +240,9 @@ impl<E: Engine> Worker<E> {
                 continue;
             }
             active.in_backlog = false;
+            if let (Some(in_line), Some(locker)) = (active.in_line.take(), &self.locker) {
+                locker.give_up(in_line);
+            }
             if active.is_done() {
                 let active = self.requests.remove(id);
                 self.complete(active);
@@ -239,53 +252,58 @@ impl<E: Engine> Worker<E> {
         began
     }
 
-    /// Hands the next piece of a request to the engine. Returns false when there is none, or no room for it.
+    /// Hands the next piece of a request to the engine. Returns false when there is none, or no room for it, or
+    /// when others have its sectors.
     fn begin_piece(&mut self, id: RequestId) -> bool {
         let active = self.requests.get(id);
         if active.is_planned() || active.outstanding >= MAX_PIECES_PER_REQUEST || self.pieces.is_full() {
             return false;
         }
         let volume = &self.disk.volume;
-        let remaining = active.remaining().unwrap_or_default();
-        let (op, len_bytes, cursor) = match active.request.kind {
+        let piece = parts::next_piece(volume, id, active, self.slots.largest_bytes() as u64);
+        let range = volume.sectors_of(piece.range);
+        let slot = match active.request.kind {
             RequestKind::Flush | RequestKind::Discard(_) if self.slotless_ops >= MAX_SLOTLESS_OPS => {
                 return false;
             }
-            RequestKind::Flush => (Op::Sync, 0, Cursor::default()),
-            RequestKind::Discard(_) => {
-                let offset_bytes = volume.backing_offset(remaining.offset_bytes);
-                (
-                    Op::Discard { offset_bytes, len_bytes: remaining.len_bytes },
-                    remaining.len_bytes,
-                    Cursor::default(),
-                )
-            }
-            RequestKind::Read(_)
-            | RequestKind::Write(_)
-            | RequestKind::WriteZeroes(_)
-            | RequestKind::GetId => {
-                let len = remaining.len_bytes.min(self.slots.largest_bytes() as u64) as usize;
-                let Some(slot) = self.slots.take(len) else { return false };
-                let cursor = active.plan.cursor;
-                (transfer(volume, active, slot, remaining, len), len as u64, cursor)
-            }
+            RequestKind::Flush | RequestKind::Discard(_) => None,
+            _ => match self.slots.take(range.len_bytes as usize) {
+                Some(slot) => Some(slot),
+                None => return false,
+            },
         };
-        let durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
+        if !parts::lock(&mut self.locker, active, &piece) {
+            if let Some(slot) = slot {
+                self.slots.put(slot);
+            }
+            return false;
+        }
+        let offset_bytes = volume.backing_offset(range.offset_bytes);
+        let op = match (slot, &active.request.kind) {
+            (Some(slot), _) => transfer(volume, active, &piece, slot, offset_bytes, range.len_bytes as u32),
+            (None, RequestKind::Discard(_)) => Op::Discard { offset_bytes, len_bytes: range.len_bytes },
+            (None, _) => Op::Sync,
+        };
         if matches!(op, Op::Sync | Op::Discard { .. }) {
             self.slotless_ops += 1;
         }
-        active.began(len_bytes);
-        let range = SectorRange { len_bytes, ..remaining };
-        let tag = self.pieces.insert(Piece { request: id, range, cursor, durable });
+        active.began(piece.range.len_bytes);
+        self.start(piece, op);
+        true
+    }
+
+    /// Hands one operation of a piece to the engine.
+    fn start(&mut self, piece: Piece, op: Op) {
+        let durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
+        let tag = self.pieces.insert(Piece { durable, ..piece });
         self.engine.start(tag, op);
         self.unsubmitted_ops += 1;
-        true
     }
 
     /// Takes what the engine has finished.
     fn finish_completed(&mut self) -> bool {
         let mut finished = false;
-        // Bounded by the pieces under way: nothing is begun here.
+        // Bounded by the pieces under way: nothing is begun here, but for the write of a piece that read first.
         while let Some(completion) = self.engine.reap() {
             self.finish(completion);
             finished = true;
@@ -296,20 +314,22 @@ impl<E: Engine> Worker<E> {
     /// Ends one piece, and with the last one its request.
     fn finish(&mut self, completion: Completion) {
         let piece = self.pieces.remove(completion.tag);
+        let Completion { mut slot, result, .. } = completion;
+        if piece.reads_first && result.is_ok() {
+            return self.write_back(piece, slot);
+        }
+        self.unlock(&piece);
         let volume = &self.disk.volume;
         let active = self.requests.get(piece.request);
         active.outstanding -= 1;
-        let mut slot = completion.slot;
-        match (completion.result, &active.request.kind, &mut slot) {
+        match (result, &active.request.kind, &mut slot) {
             (Ok(()), RequestKind::Read(_), Some(slot)) => {
-                let (range, mut cursor) = (piece.range, piece.cursor);
-                volume.decrypt(
-                    slot,
-                    range.first(),
-                    range.len_bytes as usize,
-                    &active.request.data,
-                    &mut cursor,
-                );
+                let (range, data, mut cursor) = (piece.range, &active.request.data, piece.cursor);
+                if volume.is_whole(range) {
+                    volume.decrypt(slot, range.first(), range.len_bytes as usize, data, &mut cursor);
+                } else {
+                    volume.decrypt_part(slot, range, data, &mut cursor);
+                }
             }
             // The failure was another's to report, and may have been about a write that this flush covers.
             (Ok(()), RequestKind::Flush, _) if volume.has_sync_failed() => active.fail(Status::IoError),
@@ -322,7 +342,8 @@ impl<E: Engine> Worker<E> {
                     volume.latch_sync_failure();
                 }
                 if let Some(queue) = &mut self.queue {
-                    queue.report_io_error(kind, piece.range, &error);
+                    let read = RequestKind::Read(piece.range);
+                    queue.report_io_error(if piece.reads_first { &read } else { kind }, piece.range, &error);
                 }
                 active.fail(Status::IoError);
             }
@@ -413,11 +434,14 @@ impl<E: Engine> Worker<E> {
         self.queue.as_mut()
     }
 
-    /// Sets the descriptor that ends a wait for a command.
+    /// Sets the eventfd that ends a wait for a command, once. Workers that share a volume wake each other by it.
     ///
     /// # Errors
     /// When the engine cannot watch it.
     pub fn watch_control(&mut self, fd: OwnedFd) -> io::Result<()> {
+        if let Some(locker) = &self.locker {
+            locker.set_wake(fd.try_clone()?);
+        }
         self.engine.watch(Wake::Control, Some(fd))
     }
 
@@ -430,17 +454,24 @@ impl<E: Engine> Worker<E> {
     }
 }
 
-/// The next `len` bytes of a request as an operation on the volume. Those of a write are encrypted here.
-fn transfer(volume: &Volume, active: &mut Active, mut slot: Slot, range: SectorRange, len: usize) -> Op {
-    let (offset_bytes, len_bytes) = (volume.backing_offset(range.offset_bytes), len as u32);
+/// A piece's transfer between `slot` and the volume. What is written as it is is encrypted here.
+fn transfer(
+    volume: &Volume,
+    active: &mut Active,
+    piece: &Piece,
+    mut slot: Slot,
+    offset_bytes: u64,
+    len_bytes: u32,
+) -> Op {
+    let (first, len) = (piece.range.first(), piece.range.len_bytes as usize);
     let (data, cursor) = (&active.request.data, &mut active.plan.cursor);
     match active.request.kind {
-        RequestKind::Read(_) => {
+        RequestKind::Write(_) if !piece.reads_first => volume.encrypt(data, cursor, &mut slot, first, len),
+        RequestKind::WriteZeroes(_) if !piece.reads_first => volume.encrypt_zeroes(&mut slot, first, len),
+        _ => {
             data.skip(cursor, len);
             return Op::Read { slot, offset_bytes, len_bytes };
         }
-        RequestKind::Write(_) => volume.encrypt(data, cursor, &mut slot, range.first(), len),
-        _ => volume.encrypt_zeroes(&mut slot, range.first(), len),
     }
     Op::Write { slot, offset_bytes, len_bytes, durability: volume.write_durability() }
 }

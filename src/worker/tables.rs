@@ -1,5 +1,6 @@
 //! Requests and their pieces while they are under way, in tables that are allocated once.
 
+use super::sector_locks::{Access, InLine};
 use crate::guest::Cursor;
 use crate::io::Tag;
 use crate::virtio::request::{Request, RequestKind, SectorRange};
@@ -16,6 +17,8 @@ pub(super) struct Active {
     pub(super) in_backlog: bool,
     /// The worst that happened so far.
     pub(super) status: Status,
+    /// Its place in the line for locks that its next piece has to have.
+    pub(super) in_line: Option<InLine>,
 }
 
 /// What is left to begin of a request: it is cut into pieces that fit a slot.
@@ -29,8 +32,14 @@ pub(super) struct Plan {
 
 impl Active {
     pub(super) fn new(request: Request) -> Self {
-        let mut active =
-            Self { request, plan: Plan::default(), outstanding: 0, in_backlog: false, status: Status::Ok };
+        let mut active = Self {
+            request,
+            plan: Plan::default(),
+            outstanding: 0,
+            in_backlog: false,
+            status: Status::Ok,
+            in_line: None,
+        };
         active.plan.finished = active.remaining().is_none() && active.request.kind != RequestKind::Flush;
         active
     }
@@ -89,6 +98,10 @@ pub(super) struct Piece {
     pub(super) cursor: Cursor,
     /// Whether it is a write that was to be durable: its failure may be the only word of an earlier one's.
     pub(super) durable: bool,
+    /// How its sectors are locked.
+    pub(super) lock: Option<Access>,
+    /// Whether its sector is still being read, to be written back with a part of it changed.
+    pub(super) reads_first: bool,
 }
 
 /// A place in the table of requests.

@@ -133,7 +133,8 @@ fn xts() -> Xts {
 }
 
 fn worker(volume: &Arc<Volume>, disk: &SimDisk) -> Worker<Sim> {
-    let view = DiskView { geometry: *volume.geometry(), read_only: false, discard: true };
+    let geometry = *volume.geometry();
+    let view = DiskView { geometry, logical_block: geometry.sector_size, read_only: false, discard: true };
     let slots = SlotPool::new(PoolShape::default()).unwrap();
     let engine = Sim::new(disk.clone(), max_ops(&slots)).unwrap();
     let served = Disk { volume: Arc::clone(volume), view, serial: *b"serial-of-20-bytes.." };

@@ -4,12 +4,15 @@
 //! cipher into guest memory, in one pass.
 #![expect(unsafe_code, reason = "the cipher reads from and writes to guest memory, by raw pointer")]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::sector_locks::SectorLocks;
 use crate::cipher::Xts;
-use crate::geometry::{Geometry, SECTOR_BYTES, SectorNumber};
+use crate::geometry::{Geometry, SECTOR_BYTES, SectorNumber, SectorSize};
 use crate::guest::{Cursor, GuestBuffer};
 use crate::io::{Durability, Slot};
+use crate::virtio::request::SectorRange;
 
 /// One served volume, shared by its queue threads.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Volume {
     xts: Option<Xts>,
     writeback: AtomicBool,
     sync_failed: AtomicBool,
+    /// On a disk whose blocks are smaller than its sectors: requests for parts of sectors come on no other.
+    locks: Option<Arc<SectorLocks>>,
 }
 
 impl Volume {
@@ -26,7 +31,30 @@ impl Volume {
     pub fn new(geometry: Geometry, xts: Option<Xts>) -> Self {
         let sizes = xts.as_ref().map(|xts| (xts.sector_size(), geometry.sector_size));
         assert!(sizes.is_none_or(|(cipher, volume)| cipher == volume), "one sector size");
-        Self { geometry, xts, writeback: AtomicBool::new(true), sync_failed: AtomicBool::new(false) }
+        let (writeback, sync_failed) = (AtomicBool::new(true), AtomicBool::new(false));
+        Self { geometry, xts, writeback, sync_failed, locks: None }
+    }
+
+    /// Lets requests consist of blocks of this size, which may be less than the sector size.
+    pub fn with_logical_block(self, logical_block: SectorSize) -> Self {
+        let sector_size = self.geometry.sector_size;
+        let smaller = logical_block.bytes() < sector_size.bytes();
+        Self { locks: smaller.then(|| Arc::new(SectorLocks::new(sector_size))), ..self }
+    }
+
+    /// The locks of a volume whose sectors may be changed in part.
+    pub(super) fn locks(&self) -> Option<&Arc<SectorLocks>> {
+        self.locks.as_ref()
+    }
+
+    /// The sectors that `range` touches.
+    pub(super) fn sectors_of(&self, range: SectorRange) -> SectorRange {
+        if self.locks.is_some() { range.widened(self.geometry.sector_size) } else { range }
+    }
+
+    /// Whether `range` consists of whole sectors.
+    pub(super) fn is_whole(&self, range: SectorRange) -> bool {
+        self.locks.is_none() || range.is_whole(self.geometry.sector_size)
     }
 
     /// Where the payload lies and how it is cut.
@@ -145,6 +173,54 @@ impl Volume {
                 }
             }
         }
+    }
+
+    /// Decrypts the sectors that `range` touches, which `slot` holds, and copies `range` to the next bytes of the
+    /// guest's data, from `cursor` on.
+    pub(super) fn decrypt_part(
+        &self,
+        slot: &mut Slot,
+        range: SectorRange,
+        data: &GuestBuffer,
+        cursor: &mut Cursor,
+    ) {
+        let part = &*self.decrypted_part(slot, range);
+        let copied = data.copy_out(cursor, part);
+        debug_assert_eq!(copied, part.len(), "the request was checked to have its data");
+    }
+
+    /// Changes `range`, a part of the one sector that `slot` holds, to the next bytes of the guest's data, from
+    /// `cursor` on, or to zeroes.
+    pub(super) fn change_part(
+        &self,
+        slot: &mut Slot,
+        range: SectorRange,
+        data: Option<&GuestBuffer>,
+        cursor: &mut Cursor,
+    ) {
+        let part = self.decrypted_part(slot, range);
+        match data {
+            Some(data) => {
+                let copied = data.copy_in(cursor, part);
+                debug_assert_eq!(copied, part.len(), "the request was checked to have its data");
+            }
+            None => part.fill(0),
+        }
+        if let Some(xts) = &self.xts {
+            let sector = self.sectors_of(range);
+            xts.encrypt_in_place(sector.first(), slot.bytes_mut(sector.len_bytes as usize));
+        }
+    }
+
+    /// Decrypts the sectors that `range` touches in place, and shows `range` of them.
+    fn decrypted_part<'slot>(&self, slot: &'slot mut Slot, range: SectorRange) -> &'slot mut [u8] {
+        let sectors = self.sectors_of(range);
+        let bytes = slot.bytes_mut(sectors.len_bytes as usize);
+        if let Some(xts) = &self.xts {
+            xts.decrypt_in_place(sectors.first(), bytes);
+        }
+        let start = (range.offset_bytes - sectors.offset_bytes) as usize;
+        &mut bytes[start..start + range.len_bytes as usize]
     }
 
     /// Fills the beginning of `slot` with what decrypts to `len_bytes` zeroes at sector `first`.

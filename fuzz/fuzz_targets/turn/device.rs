@@ -88,19 +88,22 @@ pub struct Device {
 
 impl Device {
     pub fn new(setup: &Setup) -> Self {
-        let sector_bytes = 512 << (setup.sector_doublings % 4);
+        let doublings = setup.sector_sizes % 4;
+        let block_bytes = 512 << (doublings - doublings.min(setup.sector_sizes / 4 % 4));
+        let logical_block = SectorSize::new(block_bytes).expect("one of four sizes");
         let geometry = Geometry {
-            sector_size: SectorSize::new(sector_bytes).expect("one of four sizes"),
+            sector_size: SectorSize::new(512 << doublings).expect("one of four sizes"),
             payload_offset_bytes: MARGIN_BYTES as u64,
             capacity_bytes: CAPACITY_BYTES as u64,
         };
-        let model = Model::new(CAPACITY_BYTES / sector_bytes as usize, sector_bytes as usize);
+        let model = Model::new(CAPACITY_BYTES / block_bytes as usize, block_bytes as usize);
         let cipher = || setup.encrypted.then(|| xts(setup, geometry.sector_size));
         let xts = cipher();
         let disk = make_disk(&model, xts.as_ref(), faults(&setup.faults));
-        let volume = Volume::new(geometry, cipher());
+        let volume = Volume::new(geometry, cipher()).with_logical_block(logical_block);
         volume.set_writeback(!setup.writethrough);
-        let view = DiskView { geometry, read_only: setup.read_only.happens(), discard: setup.discard };
+        let read_only = setup.read_only.happens();
+        let view = DiskView { geometry, logical_block, read_only, discard: setup.discard };
         let shape = PoolShape { small_count: usize::from(setup.small_slots % 4) + 1, large_count: 0 };
         let slots = SlotPool::new(shape).expect("memory for slots");
         let engine = Sim::new(disk.clone(), max_ops(&slots)).expect("an engine");
@@ -388,11 +391,26 @@ impl Device {
                 return refused(Status::Unsupported);
             }
             match self.sectors_of(self.bytes_of(&segment.place)) {
-                Some(range) if !segment.enormous.happens() => ranges.push(range),
-                _ => return refused(Status::IoError),
+                Some(_) if segment.enormous.happens() => return refused(Status::IoError),
+                // Parts of encryption sectors are left alone by a discard.
+                Some(range) if version.is_none() => ranges.push(self.whole_encryption_sectors(range)),
+                Some(range) => ranges.push(range),
+                None => return refused(Status::IoError),
             }
         }
         (Expected::Success, Effect::Write { ranges, version })
+    }
+
+    /// The guest's sectors per encryption sector.
+    fn blocks_per_sector(&self) -> usize {
+        self.view.geometry.sector_size.bytes() as usize / self.model.sector_bytes
+    }
+
+    /// Those of the guest's sectors in `range` whose encryption sector is in it as a whole.
+    fn whole_encryption_sectors(&self, range: Range<usize>) -> Range<usize> {
+        let per_sector = self.blocks_per_sector();
+        let start = range.start.next_multiple_of(per_sector);
+        start..start.max(range.end / per_sector * per_sector)
     }
 
     /// The most that a badly framed request may do.
@@ -528,13 +546,15 @@ impl Device {
 
     /// Checks that what was observed would survive a power failure.
     fn check_durable(&self, observation: &Observation, what: &str) {
-        let sector_bytes = self.model.sector_bytes;
-        let range = observation.sectors.start * sector_bytes..observation.sectors.end * sector_bytes;
-        let mut content = self.disk.durable()[MARGIN_BYTES..][range.clone()].to_vec();
+        let (per_sector, bytes) = (self.blocks_per_sector(), self.model.sector_bytes);
+        let Range { start, end } = observation.sectors;
+        let (first, behind) = (start / per_sector * per_sector, end.next_multiple_of(per_sector));
+        let mut content = self.disk.durable()[MARGIN_BYTES..][first * bytes..behind * bytes].to_vec();
         if let Some(xts) = &self.xts {
-            xts.decrypt_in_place(SectorNumber((range.start / 512) as u64), &mut content);
+            xts.decrypt_in_place(SectorNumber((first * bytes / 512) as u64), &mut content);
         }
-        self.model.check(observation, &content, what);
+        let observed = &content[(start - first) * bytes..(end - first) * bytes];
+        self.model.check(observation, observed, what);
     }
 }
 

@@ -1,4 +1,5 @@
-//! What the disk must contain: one version number a sector, or no knowledge.
+//! What the disk must contain: one version number a sector, or no knowledge. Sectors are the guest's here, its
+//! logical blocks.
 //!
 //! A write that fails, and writes that overlap in time, leave sectors about which nothing is promised until
 //! a write by itself succeeds. A read that overlaps a write in time may see anything there.

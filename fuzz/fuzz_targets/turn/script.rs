@@ -23,8 +23,9 @@ pub struct Script {
 
 #[derive(Arbitrary, Debug)]
 pub struct Setup {
-    /// 512 bytes, doubled up to three times.
-    pub sector_doublings: u8,
+    /// Two bits: the encryption sector size is 512 bytes, doubled so often. The next two: the guest's blocks are
+    /// that, halved so often as far as it goes.
+    pub sector_sizes: u8,
     pub encrypted: bool,
     pub long_key: bool,
     pub event_idx: bool,

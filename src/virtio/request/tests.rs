@@ -16,7 +16,7 @@ fn disk(sector_bytes: u32) -> DiskView {
     let sector_size = SectorSize::new(sector_bytes).unwrap();
     let geometry =
         Geometry { sector_size, payload_offset_bytes: 0, capacity_bytes: CAPACITY_SECTORS * SECTOR_BYTES };
-    DiskView { geometry, read_only: false, discard: true }
+    DiskView { geometry, logical_block: sector_size, read_only: false, discard: true }
 }
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
