@@ -150,6 +150,7 @@ fn wrong_options_are_named() {
         ("--read-onyl", &["--read-onyl", "--read-only"]),
         ("--read-only=perhaps", &["--read-only", "perhaps"]),
         ("--sector-size 8192", &["--sector-size 8192", "512, 1024, 2048 or 4096"]),
+        ("--logical-block-size 768", &["--logical-block-size 768", "512, 1024, 2048 or 4096"]),
         ("--sector-size big", &["--sector-size", "big"]),
         ("--cipher aes-cbc-essiv:sha256", &["--cipher", "aes-cbc-essiv:sha256"]),
         ("--key-size 384", &["--key-size 384", "256 or 512"]),
@@ -284,6 +285,9 @@ fn a_volume_that_does_not_fit_its_options_is_refused_with_the_numbers() {
     bench.serve("").refused(VOLUME, &["1048676", "512", "412"]);
     volume.set_len(VOLUME_BYTES + 512).unwrap();
     bench.serve("--sector-size 4096").refused(VOLUME, &["1049088", "4096", "3584"]);
+    bench
+        .serve("--logical-block-size 1024")
+        .refused(VOLUME, &["--logical-block-size 1024", "512", "leave it out"]);
     bench.serve("--offset 2049").refused(VOLUME, &["--offset", "2049", "1049088"]);
     bench.serve("--offset 18446744073709551615").refused(VOLUME, &["--offset"]);
     volume.set_len(0).unwrap();

@@ -174,6 +174,15 @@ fn blkio_on_four_queues() {
 }
 
 #[test]
+fn blkio_in_blocks_smaller_than_sectors() {
+    let (backend, mut model) = served(2, 4096, &["--logical-block-size", "512"]);
+    let mut driver = BlkioDriver::connect(backend.socket(), 2, 2 * DEPTH, SLOT_BYTES);
+    work(&mut driver, &mut model, 2, 512, 0x555);
+    drop(driver);
+    verdict(backend, &model);
+}
+
+#[test]
 fn the_blocking_engine() {
     with_blkio(2, 512, &["--engine", "blocking"], 0x77);
 }

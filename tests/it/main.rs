@@ -18,3 +18,4 @@ mod late_writes;
 mod lifecycle;
 mod messages;
 mod notifications;
+mod small_blocks;
