@@ -17,3 +17,4 @@ mod filesystem;
 mod harness;
 mod luks;
 mod recovery;
+mod small_blocks;

@@ -62,6 +62,8 @@ pub(crate) struct ServeOptions {
     pub(crate) read_only: bool,
     pub(crate) direct: bool,
     pub(crate) serial: Option<&'static str>,
+    /// Less than the layout's sector size, or the same.
+    pub(crate) logical_block_bytes: Option<u32>,
 }
 
 impl Default for ServeOptions {
@@ -73,6 +75,7 @@ impl Default for ServeOptions {
             read_only: false,
             direct: true,
             serial: None,
+            logical_block_bytes: None,
         }
     }
 }
@@ -157,6 +160,9 @@ fn sealblk_arguments(volume: &Volume, options: &ServeOptions, socket: &Path) -> 
     option("--direct", if options.direct { "on" } else { "off" }.to_owned());
     if let Some(serial) = options.serial {
         option("--serial", serial.to_owned());
+    }
+    if let Some(bytes) = options.logical_block_bytes {
+        option("--logical-block-size", bytes.to_string());
     }
     if options.read_only {
         arguments.push("--read-only".to_owned());
