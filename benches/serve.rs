@@ -33,6 +33,16 @@ struct Contender {
     command: fn(&Disk) -> Command,
 }
 
+/// The same disk by sector and block size, for requests of a block and of a large sector.
+const SECTORS_AND_BLOCKS: [Contender; 3] = [
+    Contender { name: "sectors 512", command: |disk| sealblk_plain_command(disk, "512", "512") },
+    Contender {
+        name: "sectors 4096, blocks 512",
+        command: |disk| sealblk_plain_command(disk, "4096", "512"),
+    },
+    Contender { name: "sectors 4096", command: |disk| sealblk_plain_command(disk, "4096", "4096") },
+];
+
 const CONTENDERS: [Contender; 3] = [
     Contender { name: "glue", command: glue_command },
     Contender {
@@ -85,6 +95,11 @@ fn sealblk_command(disk: &Disk, format: &[&str]) -> Command {
         command.arg("--key").arg(format!("file:{}", disk.key().display()));
     }
     command
+}
+
+fn sealblk_plain_command(disk: &Disk, sector_bytes: &str, block_bytes: &str) -> Command {
+    let sizes = ["--sector-size", sector_bytes, "--logical-block-size", block_bytes];
+    sealblk_command(disk, &[&["--format", "plain"][..], &sizes].concat())
 }
 
 fn sealblk_unencrypted_command(disk: &Disk) -> Command {
@@ -149,17 +164,44 @@ fn served_disk(criterion: &mut Criterion) {
     assert!(ours != unencrypted, "which is not the data");
     drop([ours, glue, unencrypted]);
 
+    measure(criterion, "serve", &loads, &mut backends.each_mut());
+}
+
+/// What blocks smaller than sectors cost, and what they do not.
+fn small_blocks(criterion: &mut Criterion) {
+    let mut backends = SECTORS_AND_BLOCKS.map(|contender| (contender.name, Backend::start(contender)));
+    for (_, (_, client)) in &mut backends {
+        client.verify().expect("the back end answers");
+    }
+    let [by_512, in_blocks, by_4096] = &mut backends;
+    for depth in [1, 32] {
+        let loads = [Access::Read, Access::Write].map(|access| Load { access, request_bytes: 512, depth });
+        measure(criterion, "blocks", &loads, &mut [&mut *by_512, &mut *in_blocks]);
+        let loads = loads.map(|load| Load { request_bytes: 4 * KIB, ..load });
+        measure(criterion, "blocks", &loads, &mut [&mut *by_512, &mut *in_blocks, &mut *by_4096]);
+    }
+}
+
+/// Measures each load with every back end.
+fn measure(
+    criterion: &mut Criterion,
+    what: &str,
+    loads: &[Load],
+    backends: &mut [&mut (&'static str, (Backend, Client))],
+) {
     for load in loads {
-        let title = format!("serve/{:?}/{} KiB/depth {}", load.access, load.request_bytes / KIB, load.depth);
+        let size =
+            if load.request_bytes < KIB { "0.5".to_owned() } else { (load.request_bytes / KIB).to_string() };
+        let title = format!("{what}/{:?}/{size} KiB/depth {}", load.access, load.depth);
         let mut group = criterion.benchmark_group(title.to_lowercase());
         group.throughput(Throughput::Bytes(load.request_bytes as u64));
         group
             .warm_up_time(Duration::from_millis(500))
             .measurement_time(Duration::from_secs(3))
             .sample_size(20);
-        for (name, (_, client)) in &mut backends {
+        for (name, (_, client)) in &mut *backends {
             group.bench_function(BenchmarkId::from_parameter(*name), |bencher| {
-                bencher.iter_custom(|count| client.run(load, count).expect("the back end answers"));
+                bencher.iter_custom(|count| client.run(*load, count).expect("the back end answers"));
             });
         }
         group.finish();
@@ -178,5 +220,6 @@ fn main() {
     }
     let mut criterion = Criterion::default().configure_from_args();
     served_disk(&mut criterion);
+    small_blocks(&mut criterion);
     criterion.final_summary();
 }
