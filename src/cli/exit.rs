@@ -5,15 +5,20 @@ use std::fmt::Write as _;
 use std::io;
 use std::process::ExitCode;
 
+use super::convert::convert_exit;
 use super::resolve::ConfigError;
 use super::volume::ToolError;
 use crate::bench::BenchError;
 use crate::cipher::CipherError;
+use crate::convert::ConvertError;
 use crate::format::FormatError;
 use crate::format::luks::LuksError;
 use crate::keys::KeyError;
 use crate::server::ServeError;
 use crate::server::volume_file::VolumeError;
+
+/// Longest line about an error: names in a hostile header may be megabytes.
+const LINE_CHARS_MAX: usize = 4000;
 
 /// The exit codes, a contract with whoever supervises the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +110,20 @@ pub enum CliError {
     /// Measuring failed.
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// Converting a volume failed.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// A program that reads images cannot be started.
+    #[error("cannot become {program}")]
+    ImageTool {
+        /// Which one.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Signals cannot be received.
+    #[error("cannot prepare for signals")]
+    Signals(#[source] io::Error),
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -120,7 +139,12 @@ impl CliError {
             Self::Usage(_) | Self::Config(_) => Exit::Usage,
             Self::Tool(error) => error.exit(),
             Self::Bench(BenchError::Cipher(CipherError::KernelUnavailable { .. })) => Exit::Usage,
-            Self::Bench(_) | Self::Output(_) | Self::Harden(_) => Exit::Failure,
+            Self::Convert(error) => convert_exit(error),
+            Self::Bench(_)
+            | Self::Output(_)
+            | Self::Harden(_)
+            | Self::Signals(_)
+            | Self::ImageTool { .. } => Exit::Failure,
             Self::Serve(error) => match error {
                 ServeError::Volume(error) => volume_exit(error),
                 ServeError::Key(error) => key_exit(error),
@@ -134,7 +158,7 @@ impl CliError {
         }
     }
 
-    /// The error and its causes on one line, whatever paths and files had to say.
+    /// The error and its causes on one line of bounded length, whatever paths, files and headers had to say.
     pub fn one_line(&self) -> String {
         let mut line = self.to_string();
         let mut cause = self.source();
@@ -144,6 +168,7 @@ impl CliError {
         }
         line.chars()
             .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+            .take(LINE_CHARS_MAX)
             .collect()
     }
 }
@@ -162,7 +187,7 @@ pub(super) fn volume_exit(error: &VolumeError) -> Exit {
     }
 }
 
-fn format_exit(error: &FormatError) -> Exit {
+pub(super) fn format_exit(error: &FormatError) -> Exit {
     match error {
         FormatError::Empty | FormatError::OffsetBeyondEnd { .. } | FormatError::PartialSector { .. } => {
             Exit::Volume
@@ -202,6 +227,11 @@ mod tests {
     #[test]
     fn codes_are_numbered_as_listed() {
         assert!(Exit::ALL.iter().map(|exit| *exit as u8).eq(0..10));
+    }
+
+    #[test]
+    fn a_line_has_an_end() {
+        assert_eq!(CliError::Usage("x".repeat(1 << 20)).one_line().len(), LINE_CHARS_MAX);
     }
 
     #[test]

@@ -180,7 +180,7 @@ fn refuse(format: &'static str, options: &[GivenOption]) -> Result<(), ConfigErr
 }
 
 impl PlainHash {
-    fn secret(self) -> PlainSecret {
+    pub(super) fn secret(self) -> PlainSecret {
         PlainSecret::Passphrase(match self {
             Self::None => return PlainSecret::AnyKey,
             Self::Ripemd160 => PassphraseHash::Ripemd160,

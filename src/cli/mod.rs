@@ -1,9 +1,11 @@
 //! The command line: one file or folder for each family of subcommands, and what they share.
 
 mod bench;
+mod convert;
 mod exit;
 mod formats;
 mod log;
+mod progress;
 mod resolve;
 mod serve;
 mod volume;
@@ -42,6 +44,11 @@ enum Command {
     Slot(volume::SlotCommand),
     /// Back up and restore the header of a LUKS volume
     Header(volume::HeaderCommand),
+    /// Make a volume from a raw disk, an image or another volume, or the reverse
+    Convert(convert::ConvertCommand),
+    /// Become a program that reads disk images, with no rights but to the one on standard input
+    #[command(hide = true)]
+    ImageTool(convert::ImageToolCommand),
     /// Measure the cipher on this machine, beside OpenSSL, memcpy and the CPU's own limit
     Bench(bench::BenchCommand),
 }
@@ -74,6 +81,8 @@ impl Command {
             Self::Inspect(command) => command.run(),
             Self::Slot(command) => command.run(),
             Self::Header(command) => command.run(),
+            Self::Convert(command) => return command.run(),
+            Self::ImageTool(command) => return command.run(),
         }
         .map_err(CliError::from)
     }

@@ -21,6 +21,8 @@ pub struct NewFile {
     destination: PathBuf,
     /// The provisional name, where one is needed.
     provisional: Option<PathBuf>,
+    /// Whether it takes the place of a file of that name.
+    replaces: bool,
 }
 
 impl NewFile {
@@ -32,6 +34,19 @@ impl NewFile {
         if fs::symlink_metadata(destination).is_ok() {
             return Err(ErrorKind::AlreadyExists.into());
         }
+        Self::begin(destination, false)
+    }
+
+    /// Begins a file that is to take the place of `destination`, which stays what it is until then. So does its
+    /// content for whoever has it open.
+    ///
+    /// # Errors
+    /// When the folder cannot be written to.
+    pub fn replacing(destination: &Path) -> io::Result<Self> {
+        Self::begin(destination, true)
+    }
+
+    fn begin(destination: &Path, replaces: bool) -> io::Result<Self> {
         let folder_path = folder_of(destination);
         let folder = File::open(folder_path)?;
         let (file, provisional) = match private().custom_flags(libc::O_TMPFILE).open(folder_path) {
@@ -42,7 +57,7 @@ impl NewFile {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { file, folder, destination: destination.to_owned(), provisional })
+        Ok(Self { file, folder, destination: destination.to_owned(), provisional, replaces })
     }
 
     /// The file, open for reading and writing.
@@ -50,22 +65,36 @@ impl NewFile {
         &self.file
     }
 
-    /// Makes the content durable and gives the file its name, then makes that durable. Never overwrites anything.
+    /// Makes the content durable and gives the file its name, then makes that durable. Overwrites nothing but what it
+    /// was to replace.
     ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`] when something got that name meanwhile; or when storage fails.
-    pub fn publish(self) -> io::Result<File> {
+    pub fn publish(mut self) -> io::Result<File> {
         self.file.sync_all()?;
-        match &self.provisional {
-            None => {
-                let nameless = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                linkat(CWD, nameless, CWD, &self.destination, AtFlags::SYMLINK_FOLLOW)?;
+        if self.replaces {
+            // A rename puts one file in the place of another at once; linking cannot.
+            let name = match self.provisional.take() {
+                Some(name) => name,
+                None => self.link_to(provisional_name(&self.destination)?)?,
+            };
+            fs::rename(&*self.provisional.insert(name), &self.destination)?;
+            self.provisional = None;
+        } else {
+            match &self.provisional {
+                None => drop(self.link_to(self.destination.clone())?),
+                Some(path) => linkat(CWD, path, CWD, &self.destination, AtFlags::empty())?,
             }
-            Some(path) => linkat(CWD, path, CWD, &self.destination, AtFlags::empty())?,
         }
         self.folder.sync_all()?;
         // The file is there: a provisional name that stays is litter, not a failure. `Drop` removes it.
         self.file.try_clone()
+    }
+
+    fn link_to(&self, path: PathBuf) -> io::Result<PathBuf> {
+        let nameless = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        linkat(CWD, nameless, CWD, &path, AtFlags::SYMLINK_FOLLOW)?;
+        Ok(path)
     }
 }
 
@@ -117,7 +146,13 @@ mod tests {
         let provisional = provisional_name(destination).unwrap();
         let file = private().create_new(true).open(&provisional).unwrap();
         let folder = File::open(folder_of(destination)).unwrap();
-        NewFile { file, folder, destination: destination.to_owned(), provisional: Some(provisional) }
+        NewFile {
+            file,
+            folder,
+            destination: destination.to_owned(),
+            provisional: Some(provisional),
+            replaces: false,
+        }
     }
 
     #[test]
@@ -159,6 +194,28 @@ mod tests {
         }
         symlink("nowhere", &path).unwrap();
         assert_eq!(NewFile::create(&path).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn a_file_is_replaced_when_the_new_one_is_published_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("there");
+        let nameless = |path: &Path| NewFile::replacing(path).unwrap();
+        let named = |path: &Path| {
+            let mut new = with_provisional_name(path);
+            new.replaces = true;
+            new
+        };
+        for begin in [nameless as fn(&Path) -> NewFile, named] {
+            fs::write(&path, b"old").unwrap();
+            drop(begin(&path));
+            let new = begin(&path);
+            new.file().write_all(b"new").unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"old");
+            new.publish().unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"new");
+            assert_eq!(names(folder.path()), ["there"]);
+        }
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub(crate) const FLOORS: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("cli", &["bench", "cipher", "format", "geometry", "inherited", "keys", "server"]),
+    ("convert", &["cipher", "format", "geometry", "inherited", "keys", "server"]),
+    ("cli", &["bench", "cipher", "convert", "format", "geometry", "inherited", "keys", "server"]),
     ("main", &["cli", "inherited", "server"]),
 ];
 

@@ -13,6 +13,7 @@ const EXPLAINED: &[(&str, &str)] = &[
     ("slot add", "docs/volumes.md"),
     ("slot change", "docs/volumes.md"),
     ("slot remove", "docs/volumes.md"),
+    ("convert", "docs/volumes.md"),
     ("header backup", "docs/volumes.md"),
     ("header restore", "docs/volumes.md"),
 ];

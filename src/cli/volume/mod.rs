@@ -18,6 +18,7 @@ pub use error::ToolError;
 pub(super) use format::FormatCommand;
 pub(super) use header::HeaderCommand;
 pub(super) use inspect::InspectCommand;
+pub(super) use size::ByteSize;
 pub(super) use slot::SlotCommand;
 
 use std::path::PathBuf;

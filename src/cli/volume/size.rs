@@ -5,7 +5,7 @@ use std::str::FromStr;
 /// A number of bytes: plain, or with the suffix K, M, G, T or P for powers of 1024 (KiB and so on are the same), or
 /// KB, MB, GB, TB or PB for powers of 1000, as `truncate` has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ByteSize(pub(super) u64);
+pub(in crate::cli) struct ByteSize(pub(in crate::cli) u64);
 
 impl FromStr for ByteSize {
     type Err = &'static str;

@@ -1,0 +1,36 @@
+//! The exit codes of a conversion.
+
+use crate::cli::exit::{Exit, format_exit, luks_exit, volume_exit};
+use crate::convert::ConvertError;
+use crate::format::luks::EditError;
+
+/// The code that a failed conversion exits with.
+pub(in crate::cli) fn convert_exit(error: &ConvertError) -> Exit {
+    match error {
+        ConvertError::Open { source, .. } => volume_exit(source),
+        ConvertError::Key { .. } | ConvertError::Secret(_) | ConvertError::Cipher { .. } => Exit::Key,
+        ConvertError::Format { source, .. } => format_exit(source),
+        ConvertError::Header { source: EditError::Luks(error) } => luks_exit(error),
+        ConvertError::SizeTooSmall { .. }
+        | ConvertError::SizeTooLarge
+        | ConvertError::SparseZeroes
+        | ConvertError::SparseDevice => Exit::Usage,
+        ConvertError::Exists { .. } | ConvertError::DeviceInUse { .. } | ConvertError::NoHeader { .. } => {
+            Exit::Refused
+        }
+        ConvertError::Image { .. }
+        | ConvertError::NothingThere { .. }
+        | ConvertError::DeviceTooSmall { .. }
+        | ConvertError::SameFile
+        | ConvertError::Create { .. } => Exit::Volume,
+        ConvertError::Reserve { .. }
+        | ConvertError::Descriptors { .. }
+        | ConvertError::Read { .. }
+        | ConvertError::Write { .. }
+        | ConvertError::Sync { .. }
+        | ConvertError::Mismatch { .. }
+        | ConvertError::Header { .. }
+        | ConvertError::Interrupted
+        | ConvertError::Incomplete { .. } => Exit::Failure,
+    }
+}
