@@ -95,6 +95,29 @@ fn part_of_a_sector_is_a_mistake_of_the_caller() {
 }
 
 #[test]
+#[should_panic = "as many sectors come out as go in"]
+fn a_destination_of_another_length_is_a_mistake_of_the_caller() {
+    cipher(&key_bytes::<64>(), SectorSize::BYTES_512, plain64(0)).encrypt_to(
+        SectorNumber(0),
+        &[0; 1024],
+        &mut [0; 512],
+    );
+}
+
+#[test]
+fn slices_are_turned_as_pointers_are() {
+    let xts = cipher(&key_bytes::<64>(), SectorSize::BYTES_512, plain64(0));
+    let plaintext: Vec<u8> = (0..2048).map(|i| i as u8).collect();
+    let mut expected = plaintext.clone();
+    xts.encrypt_in_place(SectorNumber(3), &mut expected);
+    let mut apart = vec![0; 2048];
+    xts.encrypt_to(SectorNumber(3), &plaintext, &mut apart);
+    assert!(apart == expected);
+    xts.decrypt_to(SectorNumber(3), &expected, &mut apart);
+    assert!(apart == plaintext);
+}
+
+#[test]
 fn no_sectors_are_no_work() {
     for xts in ciphers(&key_bytes::<32>(), SectorSize::BYTES_512, plain64(0)) {
         xts.encrypt_in_place(SectorNumber(0), &mut []);

@@ -113,27 +113,15 @@ impl Volume {
             return;
         };
         let sector_bytes = xts.sector_size().bytes() as usize;
-        let mut done = 0;
-        while done < slot.len() {
-            let first = advance(first, done);
-            let to = &mut slot[done..];
-            match data.next_whole(cursor, to.len(), sector_bytes) {
-                Some(run) => {
-                    let to = &mut to[..run.len_bytes];
-                    // SAFETY: the run is mapped while `data` lives; `to` is as long, and our own memory.
-                    unsafe { xts.encrypt(first, run.host, to.as_mut_ptr(), run.len_bytes / sector_bytes) };
-                    done += run.len_bytes;
-                }
-                // The guest cut this sector into pieces.
-                None => {
-                    let to = &mut to[..sector_bytes];
-                    let copied = data.copy_in(cursor, to);
-                    debug_assert_eq!(copied, sector_bytes, "the request was checked to have its data");
-                    xts.encrypt_in_place(first, to);
-                    done += sector_bytes;
-                }
+        each_piece(data, cursor, sector_bytes, first, slot, |cursor, first, to, run| match run {
+            // SAFETY: the run is mapped while `data` lives; `to` is as long, and our own memory.
+            Some(host) => unsafe { xts.encrypt(first, host, to.as_mut_ptr(), to.len() / sector_bytes) },
+            None => {
+                let copied = data.copy_in(cursor, to);
+                debug_assert_eq!(copied, sector_bytes, "the request was checked to have its data");
+                xts.encrypt_in_place(first, to);
             }
-        }
+        });
     }
 
     /// Decrypts the beginning of `slot` into the next `len_bytes` of the guest's data, from `cursor` on. They
@@ -153,26 +141,15 @@ impl Volume {
             return;
         };
         let sector_bytes = xts.sector_size().bytes() as usize;
-        let mut done = 0;
-        while done < slot.len() {
-            let first = advance(first, done);
-            let from = &mut slot[done..];
-            match data.next_whole(cursor, from.len(), sector_bytes) {
-                Some(run) => {
-                    let from = &from[..run.len_bytes];
-                    // SAFETY: the run is mapped while `data` lives; `from` is as long, and our own memory.
-                    unsafe { xts.decrypt(first, from.as_ptr(), run.host, run.len_bytes / sector_bytes) };
-                    done += run.len_bytes;
-                }
-                None => {
-                    let from = &mut from[..sector_bytes];
-                    xts.decrypt_in_place(first, from);
-                    let copied = data.copy_out(cursor, from);
-                    debug_assert_eq!(copied, sector_bytes, "the request was checked to have its data");
-                    done += sector_bytes;
-                }
+        each_piece(data, cursor, sector_bytes, first, slot, |cursor, first, from, run| match run {
+            // SAFETY: the run is mapped while `data` lives; `from` is as long, and our own memory.
+            Some(host) => unsafe { xts.decrypt(first, from.as_ptr(), host, from.len() / sector_bytes) },
+            None => {
+                xts.decrypt_in_place(first, from);
+                let copied = data.copy_out(cursor, from);
+                debug_assert_eq!(copied, sector_bytes, "the request was checked to have its data");
             }
-        }
+        });
     }
 
     /// Decrypts the sectors that `range` touches, which `slot` holds, and copies `range` to the next bytes of the
@@ -230,6 +207,27 @@ impl Volume {
         if let Some(xts) = &self.xts {
             xts.encrypt_in_place(first, slot);
         }
+    }
+}
+
+/// Cuts `slot`, whole sectors from `first` on, as the guest cut its data, from `cursor` on. `turn` gets the cursor, each
+/// piece's first sector, the piece, and where as many bytes lie in guest memory; nowhere if the guest cut this one
+/// sector into pieces, which `turn` then has to move along the cursor.
+fn each_piece(
+    data: &GuestBuffer,
+    cursor: &mut Cursor,
+    sector_bytes: usize,
+    first: SectorNumber,
+    slot: &mut [u8],
+    mut turn: impl FnMut(&mut Cursor, SectorNumber, &mut [u8], Option<*mut u8>),
+) {
+    let mut done = 0;
+    while done < slot.len() {
+        let run = data.next_whole(cursor, slot.len() - done, sector_bytes);
+        let len_bytes = run.as_ref().map_or(sector_bytes, |run| run.len_bytes);
+        let piece = &mut slot[done..][..len_bytes];
+        turn(cursor, advance(first, done), piece, run.map(|run| run.host));
+        done += len_bytes;
     }
 }
 

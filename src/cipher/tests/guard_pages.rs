@@ -52,7 +52,8 @@ fn nothing_beside_the_sectors_is_touched() {
         let sector_size = SectorSize::new(sector_bytes).unwrap();
         let sector_bytes = sector_bytes as usize;
         let all = PAGES_BYTES / sector_bytes;
-        for xts in ciphers(&key_bytes::<64>(), sector_size, plain64(0)) {
+        let aes_128 = ciphers(&key_bytes::<32>(), sector_size, plain64(0));
+        for xts in aes_128.into_iter().chain(ciphers(&key_bytes::<64>(), sector_size, plain64(0))) {
             for sector_count in (1..=20).chain([31, 32, 33, 63, 64, 65, all]).filter(|count| *count <= all) {
                 for start in [0, (all - sector_count) * sector_bytes] {
                     let range = start..start + sector_count * sector_bytes;
