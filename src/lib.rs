@@ -65,8 +65,9 @@
 //!   the last transfer of the dead has ended ([`guest::inflight`], `docs/reliability.md`). The front end has to keep the
 //!   in-flight region.
 //! * A stopped ring has nothing under way: its requests are answered and the guest's memory is left alone.
-//! * Key bytes live in [`keys::Secret`], [`cipher::VolumeKey`] and [`cipher::Xts`] only: locked, wiped, redacted; and
-//!   while a volume is unlocked, in libcryptsetup, which wipes them.
+//! * Key bytes live in [`keys::Secret`], [`cipher::VolumeKey`] and [`cipher::Xts`] only, and beside them, while a
+//!   volume is unlocked, in libcryptsetup, and what an open keystore derives from its key-encryption key: locked,
+//!   wiped, redacted.
 //!
 //! # What is assumed
 //!

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::owned_file::{self, Others, Refusal};
 use super::reference::{self, KeyReference, ManagerName, ReferenceError};
-use super::{command, fixed_key};
+use super::{command, fixed_key, keystore};
 
 /// Where the key configuration file is unless an option says otherwise.
 pub(super) const DEFAULT_CONFIG_PATH: &str = "/etc/sealblk/keys.toml";
@@ -26,6 +26,7 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 pub struct KeyConfig {
     pub(super) command: Profiles<command::Profile>,
     pub(super) config: Profiles<fixed_key::Profile>,
+    pub(super) keystore: Profiles<keystore::Profile>,
 }
 
 /// The tables of one kind of key manager.
@@ -95,6 +96,12 @@ pub enum KeyConfigError {
         manager: ManagerName,
         /// Those that can do more.
         others: String,
+    },
+    /// What only a keystore can do, asked of something else.
+    #[error("key manager {manager} is no keystore: name one as keystore@PROFILE")]
+    NoKeystore {
+        /// The manager.
+        manager: ManagerName,
     },
     /// Something unsafe that was not asked for by name.
     #[error("{what}: pass --insecure {gate} if that is what you want")]

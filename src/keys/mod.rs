@@ -12,6 +12,7 @@
 //! | `credential:NAME` | [`credential`] | a credential that systemd passed to its service |
 //! | `keyring:NAME` | [`keyring`] | a `user` key of the kernel's session or user keyring |
 //! | `config@PROFILE:ID` | [`fixed_key`] | the fixed key of an OpenStack test set-up |
+//! | `keystore:ID` | [`keystore`] | kept in a file of this machine, encrypted under a key from elsewhere |
 
 mod admin;
 pub mod command;
@@ -25,6 +26,7 @@ pub mod fd;
 pub mod file;
 pub mod fixed_key;
 pub mod keyring;
+pub mod keystore;
 mod outage;
 mod owned_file;
 mod reference;

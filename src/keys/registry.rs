@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::config::{DEFAULT_CONFIG_PATH, KeyConfig, KeyConfigError, Profiles};
 use super::encoding::DecodeError;
 use super::error::KeyError;
+use super::keystore::{self, KeystoreManager};
 use super::reference::{KeyReference, ManagerName};
 use super::scheme;
 use super::secret::Secret;
@@ -77,6 +78,17 @@ impl KeyManagers {
             return Err(KeyConfigError::FetchOnly { manager: name.clone(), others: scheme::administered() });
         };
         administer(&Opening { managers: self, name, depth: 1 })
+    }
+
+    /// The embedded keystore called `name`, for what only keystores can do. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// See [`KeyConfigError`].
+    pub fn keystore(&self, name: &ManagerName) -> Result<KeystoreManager, KeyConfigError> {
+        if *name.scheme() != keystore::SCHEME {
+            return Err(KeyConfigError::NoKeystore { manager: name.clone() });
+        }
+        KeystoreManager::new(&Opening { managers: self, name, depth: 1 })
     }
 
     fn source_at(&self, reference: &KeyReference, depth: u32) -> Result<KeySource, KeyConfigError> {
@@ -155,7 +167,6 @@ impl Opening<'_> {
     }
 
     /// Another key that this manager needs, such as the one that its own are encrypted with.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no manager of that kind yet"))]
     pub(super) fn source(&self, reference: &KeyReference) -> Result<KeySource, KeyConfigError> {
         self.managers.source_at(reference, self.depth + 1)
     }

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use super::registry::Opening;
-use super::{KeyAdmin, KeyConfigError, KeyManager, command, credential, fd, file, fixed_key, keyring};
+use super::{
+    KeyAdmin, KeyConfigError, KeyManager, command, credential, fd, file, fixed_key, keyring, keystore,
+};
 
 /// Every kind of key manager, in the order in which messages list them. A new one needs its line here, and a table
 /// of [`KeyConfig`](super::KeyConfig) if it takes profiles.
@@ -13,6 +15,7 @@ const SCHEMES: &[&Scheme] = &[
     &command::SCHEME,
     &credential::SCHEME,
     &keyring::SCHEME,
+    &keystore::SCHEME,
     &fixed_key::SCHEME,
     #[cfg(test)]
     &NESTED,
