@@ -144,7 +144,9 @@ pub(super) fn new_memory() -> io::Result<(File, impl FnOnce(&File) -> io::Result
         made => made,
     }?;
     let seal = |memory: &File| {
-        let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        // Nothing has it mapped for writing, so that future writes are all there could be. (F_SEAL_WRITE fails with
+        // EBUSY while the kernel happens to hold one of the pages.)
+        let seals = SealFlags::FUTURE_WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
         fcntl_add_seals(memory, seals).map_err(io::Error::from)
     };
     Ok((File::from(memory), seal))

@@ -1,10 +1,12 @@
 //! Headers that time and accidents have changed.
 
-use sealblk::format::luks::Policy;
+use sealblk::cipher::EqualHalves;
+use sealblk::format::luks::{Header, Placement, Policy};
 use sealblk::geometry::{Geometry, SectorSize};
+use sealblk::keys::Secret;
 
 use super::image::{
-    COPY_BYTES, luks1, luks2, metadata, put_metadata, seal, unlock, unlock_volume, volume_of,
+    COPY_BYTES, PASSPHRASE, luks1, luks2, metadata, put_metadata, seal, unlock, unlock_volume, volume_of,
 };
 
 const PAYLOAD_OFFSET: usize = 2 << 20;
@@ -169,6 +171,21 @@ fn flipped_bits_under_a_right_checksum_do_no_harm() {
                 assert_in_bounds(&image, geometry, 2 * COPY_BYTES as u64);
             }
         }
+    }
+}
+
+/// Storage that answers otherwise once the header was read gains nothing.
+#[test]
+fn a_header_is_read_once() {
+    for image in [luks1(), luks2()] {
+        let volume = volume_of(&image);
+        let header = Header::read(&volume, image.len() as u64).unwrap();
+        volume.set_len(0).unwrap();
+        let placement = Placement { volume_bytes: image.len() as u64, detached: false };
+        let passphrase = Secret::read_from(PASSPHRASE).unwrap();
+        let policy = Policy::default();
+        let (key, _) = header.unlock(&policy, placement, &passphrase, EqualHalves::Refuse).unwrap();
+        assert_eq!(key.key_bits(), 512);
     }
 }
 
