@@ -30,6 +30,9 @@ use crate::keys::Secret;
 use crate::server::config::VolumeConfig;
 use crate::server::volume_file::{OpenedVolume, open_volume};
 
+/// Room for a label in a LUKS2 header, less the zero that ends it.
+const LABEL_BYTES_MAX: usize = 47;
+
 /// The options of `sealblk format`.
 #[derive(Debug, Args)]
 #[command(
@@ -104,6 +107,15 @@ struct Formatted<'a> {
     header_digest: &'a str,
 }
 
+/// What options alone say of the header.
+struct Choice {
+    version: Version,
+    iv_mode: IvMode,
+    key_size: KeySize,
+    /// None: the smallest that storage can write.
+    sector_size: Option<SectorSize>,
+}
+
 /// A volume whose header is about to be written: a new file, or one that is there.
 enum Place {
     New(NewFile),
@@ -112,20 +124,25 @@ enum Place {
 
 impl FormatCommand {
     pub(in super::super) fn run(self) -> Result<(), ToolError> {
-        let wanted = self.wanted()?;
+        let choice = self.choice()?;
         let place = self.place()?;
         let detached = match &self.target.header {
             Some(path) => Some(begin_new(path)?),
             None => None,
         };
-        let sector_size = match self.sector_size.as_str() {
-            "auto" => smallest_sector(place.file()),
-            _ => wanted.sector_size,
-        };
-        let sector_size = if wanted.version == Version::Luks1 { SectorSize::BYTES_512 } else { sector_size };
+        let sector_size = choice.sector_size.unwrap_or_else(|| smallest_sector(place.file()));
+        let extent = self.extent(&place, sector_size)?;
         let key = self.keys.fetch("--key", &self.key)?;
-        let kdf = self.kdf.resolve(&key, wanted.version)?;
-        let wanted = NewHeader { sector_size, kdf, extent: self.extent(&place, sector_size)?, ..wanted };
+        let wanted = NewHeader {
+            version: choice.version,
+            iv_mode: choice.iv_mode,
+            key_size: choice.key_size,
+            sector_size,
+            label: self.label.clone(),
+            uuid: self.uuid,
+            kdf: self.kdf.resolve(&key, choice.version)?,
+            extent,
+        };
         let made = wanted.make(&key)?;
         let payload_bytes = self.payload_bytes(&place, &made)?;
         let placement = Placement {
@@ -138,49 +155,38 @@ impl FormatCommand {
         self.report(header.description(), placement.volume_bytes - made.payload_offset_bytes)
     }
 
-    /// The header as far as options alone say.
-    fn wanted(&self) -> Result<NewHeader, ConfigError> {
+    /// What options alone say of the header, checked.
+    fn choice(&self) -> Result<Choice, ConfigError> {
         let version = match self.r#type {
             LuksType::Luks1 => Version::Luks1,
             LuksType::Luks2 => Version::Luks2,
         };
-        let cipher = self.cipher.parse::<CipherSpec>().map_err(|_| self.no_cipher())?;
-        if cipher.iv_mode == IvMode::Plain64Be {
-            return Err(self.no_cipher());
-        }
+        let iv_mode = match self.cipher.parse() {
+            Ok(CipherSpec { iv_mode: mode @ (IvMode::Plain64 | IvMode::Plain) }) => mode,
+            _ => return Err(impossible("--cipher", &self.cipher, "aes-xts-plain64 or aes-xts-plain")),
+        };
         let key_size = KeySize::from_bits(self.key_size)
             .ok_or_else(|| impossible("--key-size", self.key_size, "256 or 512 bits"))?;
-        let sector_size = match self.sector_size.as_str() {
-            "auto" => SectorSize::BYTES_512,
-            bytes => bytes.parse().ok().and_then(SectorSize::new).ok_or_else(|| {
+        let asked = match self.sector_size.as_str() {
+            "auto" => None,
+            bytes => Some(bytes.parse().ok().and_then(SectorSize::new).ok_or_else(|| {
                 impossible("--sector-size", bytes, "512, 1024, 2048 or 4096 bytes, or auto")
-            })?,
+            })?),
         };
-        if version == Version::Luks1 {
-            if sector_size != SectorSize::BYTES_512 {
-                return Err(impossible("--sector-size", &self.sector_size, "LUKS1 has sectors of 512 bytes"));
-            }
-            if let Some(label) = &self.label {
-                return Err(impossible("--label", label, "LUKS1 has none"));
-            }
+        let sector_size = match version {
+            Version::Luks1 => Some(SectorSize::BYTES_512),
+            Version::Luks2 => asked,
+        };
+        if asked.is_some() && asked != sector_size {
+            return Err(impossible("--sector-size", &self.sector_size, "LUKS1 has sectors of 512 bytes"));
         }
-        if let Some(label) = self.label.as_ref().filter(|label| label.is_empty() || label.len() > 47) {
-            return Err(impossible("--label", label, "1 to 47 bytes"));
+        match &self.label {
+            Some(label) if version == Version::Luks1 => Err(impossible("--label", label, "LUKS1 has none")),
+            Some(label) if label.is_empty() || label.len() > LABEL_BYTES_MAX => {
+                Err(impossible("--label", label, "1 to 47 bytes"))
+            }
+            _ => Ok(Choice { version, iv_mode, key_size, sector_size }),
         }
-        Ok(NewHeader {
-            version,
-            iv_mode: cipher.iv_mode,
-            key_size,
-            sector_size,
-            label: self.label.clone(),
-            uuid: self.uuid,
-            kdf: crate::format::luks::SlotKdf::RANDOM_KEY,
-            extent: Extent::Payload(0),
-        })
-    }
-
-    fn no_cipher(&self) -> ConfigError {
-        impossible("--cipher", &self.cipher, "aes-xts-plain64 or aes-xts-plain")
     }
 
     /// Opens the volume, or begins a new file. What it holds is looked at before anything else.

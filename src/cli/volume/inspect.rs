@@ -118,18 +118,13 @@ impl Inspection<'_> {
                 format!("{}, from byte {}", output::bytes(payload.bytes), payload.offset_bytes),
             ));
         }
-        match self.servable {
-            true => lines.push(("servable", "yes, with the right key".to_owned())),
-            false => {
-                let reasons = self.refusals.iter().map(|reason| output::printable(reason));
-                lines.extend(reasons.enumerate().map(|(index, reason)| {
-                    (
-                        if index == 0 { "servable" } else { "" },
-                        if index == 0 { "no: ".to_owned() + &reason } else { reason },
-                    )
-                }));
-            }
-        }
+        lines.push((
+            "servable",
+            match self.servable {
+                true => "yes, with the right key".to_owned(),
+                false => format!("no: {}", output::printable(&self.refusals.join("; "))),
+            },
+        ));
         lines.iter().map(|(name, value)| format!("{name:<13} {value}\n")).collect()
     }
 

@@ -19,7 +19,7 @@ pub(super) struct KdfArgs {
     /// KDF of the new key slot
     #[arg(long, default_value = "auto")]
     pbkdf: KdfName,
-    /// Iterations of pbkdf2 (at least 1000) or passes of argon2id (at least 4) [default: by --pbkdf]
+    /// Iterations of pbkdf2 (at least 1000) or passes of argon2id (at least 4) [default: what suits the KDF]
     #[arg(long, value_name = "COUNT")]
     pbkdf_iterations: Option<u32>,
     /// Memory of argon2id, up to 4G [default: 256M]
