@@ -41,7 +41,7 @@
 //! | [`worker`] | one queue's loop, and the volume: cipher, offset, write cache |
 //! | [`virtio`] | what the guest says: the split ring, requests (parsed without any I/O) |
 //! | [`guest`] | memory shared with the guest |
-//! | [`bench`] | how fast the cipher is on this machine |
+//! | [`bench`](mod@bench) | how fast the cipher is on this machine |
 //! | [`cipher`], [`io`], [`keys`], [`format`](mod@format) | AES-XTS; moving bytes; key managers; what lies on a volume. None of them knows of virtio |
 //! | [`geometry`], [`locked`], [`inherited`], [`throttle`] | units; memory for secrets; descriptors from the parent process; a log that stays readable |
 //!

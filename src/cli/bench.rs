@@ -230,7 +230,7 @@ fn chart(text: &mut String, report: &Report) -> std::fmt::Result {
     let ciphers = || report.results.iter().filter(|figure| figure.kernel != "memcpy");
     // The last case with a buffer that caches can hold.
     let in_cache = |figure: &&Figure| figure.buffer_bytes <= 64 << 10;
-    let Some(shown) = ciphers().filter(in_cache).next_back().or_else(|| ciphers().next_back()) else {
+    let Some(shown) = ciphers().rfind(in_cache).or_else(|| ciphers().next_back()) else {
         return Ok(());
     };
     let case = |figure: &Figure| (figure.key_bits, figure.sector_size, figure.buffer_bytes);

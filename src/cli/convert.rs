@@ -14,6 +14,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use super::exit::{CliError, Exit};
 use super::log::{self, LogLevel};
 use super::progress::TerminalProgress;
+use super::resolve::ConfigError;
 use super::volume::ByteSize;
 use crate::cipher::EqualHalves;
 use crate::convert::{
@@ -22,7 +23,7 @@ use crate::convert::{
 };
 use crate::format::luks::{Expectations, LuksFormat, Policy, Version};
 use crate::geometry::SectorSize;
-use crate::keys::KeySource;
+use crate::keys::{FixedKey, KeyManagers, KeySource};
 
 mod ends;
 mod exit;
@@ -63,6 +64,9 @@ pub(super) struct ConvertCommand {
     /// Let an image take content from other files that it names (backing file, data file, extents)
     #[arg(long)]
     allow_linked_files: bool,
+    /// File with the profiles of key managers [default: /etc/sealblk/keys.toml]
+    #[arg(long, value_name = "FILE")]
+    key_config: Option<PathBuf>,
     /// Allow something unsafe by name; may be repeated
     #[arg(long, value_name = "GATE")]
     insecure: Vec<ConvertGate>,
@@ -140,6 +144,8 @@ enum ToFormat {
 enum ConvertGate {
     /// Accept an old source's key whose two halves are equal
     EqualKeyHalves,
+    /// Use one key for all volumes of all projects, as the `fixed_key` of OpenStack's files
+    FixedKey,
 }
 
 impl ConvertCommand {
@@ -156,8 +162,13 @@ impl ConvertCommand {
 
     fn config(&self) -> Result<ConvertConfig, CliError> {
         let (source, destination) = (self.source_options.of_end(), self.destination_options.of_end());
-        let (source_format, source_key) = self.source(&source)?;
-        let (format, key) = self.destination(&destination)?;
+        let fixed_key = match self.insecure.contains(&ConvertGate::FixedKey) {
+            true => FixedKey::Accept,
+            false => FixedKey::Refuse,
+        };
+        let managers = KeyManagers::new(self.key_config.as_deref(), fixed_key).map_err(ConfigError::from)?;
+        let (source_format, source_key) = self.source(&source, &managers)?;
+        let (format, key) = self.destination(&destination, &managers)?;
         let overwrite = if self.force { Overwrite::Allow } else { Overwrite::Refuse };
         Ok(ConvertConfig {
             source: SourceConfig { path: self.source.clone(), format: source_format, key: source_key },
@@ -174,7 +185,11 @@ impl ConvertCommand {
         })
     }
 
-    fn source(&self, end: &EndOptions<'_>) -> Result<(SourceFormat, Option<KeySource>), CliError> {
+    fn source(
+        &self,
+        end: &EndOptions<'_>,
+        managers: &KeyManagers,
+    ) -> Result<(SourceFormat, Option<KeySource>), CliError> {
         if self.allow_linked_files && self.from.image().is_none() {
             return Err(CliError::Usage(
                 "--allow-linked-files has no meaning: only images name files".to_owned(),
@@ -191,7 +206,7 @@ impl ConvertCommand {
             }
             FromFormat::Plain => {
                 end.only(PLAIN_OPTIONS, "plain")?;
-                let (format, key) = (end.plain_format(equal_halves)?, end.key()?);
+                let (format, key) = (end.plain_format(equal_halves)?, end.key(managers)?);
                 return Ok((SourceFormat::Volume(Box::new(format)), Some(key)));
             }
             FromFormat::Luks => None,
@@ -208,10 +223,14 @@ impl ConvertCommand {
         let expect = Expectations { version, ..Expectations::default() };
         let policy = Policy { kdf: self.source_options.kdf_limits(), expect, slot: end.key_slot };
         let format = LuksFormat { header: end.header.map(Path::to_owned), policy, equal_halves };
-        Ok((SourceFormat::Volume(Box::new(format)), Some(end.key()?)))
+        Ok((SourceFormat::Volume(Box::new(format)), Some(end.key(managers)?)))
     }
 
-    fn destination(&self, end: &EndOptions<'_>) -> Result<(DestinationFormat, Option<KeySource>), CliError> {
+    fn destination(
+        &self,
+        end: &EndOptions<'_>,
+        managers: &KeyManagers,
+    ) -> Result<(DestinationFormat, Option<KeySource>), CliError> {
         let version = match self.to {
             ToFormat::Raw => {
                 end.only(&[], "raw")?;
@@ -220,13 +239,13 @@ impl ConvertCommand {
             ToFormat::Plain => {
                 end.only(PLAIN_OPTIONS, "plain")?;
                 let format = end.plain_format(EqualHalves::Refuse)?;
-                return Ok((DestinationFormat::Plain(format), Some(end.key()?)));
+                return Ok((DestinationFormat::Plain(format), Some(end.key(managers)?)));
             }
             ToFormat::Luks1 => Version::Luks1,
             ToFormat::Luks2 => Version::Luks2,
         };
         end.only(LUKS_OPTIONS, "luks")?;
-        Ok((DestinationFormat::Luks(end.luks_destination(version)?), Some(end.key()?)))
+        Ok((DestinationFormat::Luks(end.luks_destination(version)?), Some(end.key(managers)?)))
     }
 
     /// Tells what was done, on standard output.

@@ -205,6 +205,7 @@ mod tests {
     use crate::cipher::{CipherSpec, EqualHalves, IvMode, KernelChoice};
     use crate::format::passphrase::PassphraseHash;
     use crate::format::plain::{KeySize, PlainFormat, PlainSecret};
+    use crate::geometry::SectorSize;
     use crate::server::config::{CacheMode, DiscardPolicy, EngineKind, FormatConfig};
 
     const LEAST: &str = "socket-path = '/s'\nblk-file = '/v'\n";
@@ -258,9 +259,9 @@ mod tests {
         let config = plain(
             "cipher = 'aes-xts-plain64be'\nkey-size = 256\nsector-size = 4096\niv-large-sectors = true\n\
              offset = 3\nskip = 16\ninsecure = ['equal-key-halves']\nnum-queues = 5\nqueue-size = 64\n\
-             logical-block-size = 512\nserial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\n\
-             direct = 'off'\nengine = 'blocking'\nkey-timeout = 5\nonce = true\nread-only = true\n\
-             cipher-kernel = 'portable'\nplain-hash = 'ripemd160'",
+             logical-block-size = 512\nserial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\ndirect = 'off'\n\
+             engine = 'blocking'\nkey-timeout = 5\nonce = true\nread-only = true\ncipher-kernel = 'portable'\n\
+             plain-hash = 'ripemd160'",
         )
         .unwrap();
         let format = PlainFormat {

@@ -308,7 +308,7 @@ impl Coverage {
     }
 
     /// Whether every byte was filled, and once.
-    fn is_whole(mut self, len_bytes: usize) -> bool {
+    fn is_whole(&mut self, len_bytes: usize) -> bool {
         self.0.sort_unstable();
         let end = self.0.iter().try_fold(0, |end, part| (part.0 == end).then_some(part.1));
         end == Some(len_bytes)

@@ -33,11 +33,11 @@ pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
     };
     let unlocked = config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?;
     volume.check_alignment(&unlocked.geometry)?;
-    let logical_block = logical_block(unlocked.geometry.sector_size, config.device.logical_block)?;
     // The header has been read: from here on it may be changed. Where there are no such locks, it cannot be.
     if let Err(error) = header_lock::mark_served(&volume.file) {
         debug!(error = &error as &dyn std::error::Error, "the header cannot be changed while it is served");
     }
+    let logical_block = logical_block(unlocked.geometry.sector_size, config.device.logical_block)?;
     info!(
         volume = %config.volume.path.display(),
         capacity_bytes = unlocked.geometry.capacity_bytes,

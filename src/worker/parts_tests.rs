@@ -124,6 +124,7 @@ fn setup(driver: &Driver) -> QueueSetup {
         call: None,
         error: None,
         enabled: true,
+        tracking: None,
     }
 }
 

@@ -28,7 +28,7 @@ use std::sync::{Arc, OnceLock};
 use crate::geometry::SectorSize;
 use crate::virtio::request::SectorRange;
 
-/// Most workers of one volume: each has a bit in [`Place::waiting`].
+/// Most workers of one volume: each has a bit in the places' masks of who waits.
 pub const MAX_WORKERS: usize = u64::BITS as usize;
 /// Places in the table. Sectors that are a multiple of so many apart share one, and wait without need at times.
 const PLACES: usize = 4096;

@@ -79,7 +79,7 @@ fn bench_says_what_it_cannot_measure() {
         ),
         ("--buffer-size 0", "0 is not in 512..="),
     ] {
-        let ended = Bench::new().run(&format!("bench --seconds 0 {arguments}"));
+        let ended = Bench::new().run(&format!("bench {arguments}"));
         assert_eq!(ended.code, USAGE, "{arguments}: {}", ended.stderr);
         assert!(ended.stderr.contains(message), "{arguments}: {}", ended.stderr);
         assert!(ended.stderr.ends_with("see `sealblk bench --help`\n"), "{arguments}: {}", ended.stderr);

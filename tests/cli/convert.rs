@@ -177,7 +177,8 @@ fn an_encrypted_destination_keeps_the_block_size_that_the_disk_was_made_for() {
     bench.converts("disk made --from raw --dst-key file:luks --dst-sector-size 4096");
     let told = bench.converts("made again --from luks --src-key file:luks --dst-key file:luks --json");
     assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["sector_bytes"], 4096);
-    let told = bench.converts("made old --from luks --src-key file:luks --to luks1 --dst-key file:luks --json");
+    let told =
+        bench.converts("made old --from luks --src-key file:luks --to luks1 --dst-key file:luks --json");
     assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["sector_bytes"], 512);
 }
 

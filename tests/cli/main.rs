@@ -434,7 +434,9 @@ fn a_block_device_is_served_alone_and_aligned() {
     bench.run(&format!("{base} --sector-size 4096 --offset 1")).refused(VOLUME, &["--sector-size"]);
     // The volume is in order: what fails is the step after it.
     let elsewhere = base.replace("--socket-path s", "--socket-path nowhere/s");
-    bench.run(&format!("{elsewhere} --sector-size 4096 --offset 8 --log-level error")).refused(SOCKET, &["nowhere/s"]);
+    bench
+        .run(&format!("{elsewhere} --sector-size 4096 --offset 8 --log-level error"))
+        .refused(SOCKET, &["nowhere/s"]);
     bench.run(&format!("{base} --offset 2048")).refused(VOLUME, &["ends at byte 1048576"]);
 
     let reader = File::open(&device.0).unwrap();

@@ -38,10 +38,8 @@ fn each_recipe_serves_a_volume() {
     write(&program, STAND_IN);
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     write(&root.join("vm1.img"), &"\0".repeat(1 << 20));
-    write(
-        &root.join("etc/nova/nova.conf"),
-        &format!("[key_manager]\nfixed_key = {}\n", "0123456789abcdef".repeat(4)),
-    );
+    let fixed_key = ["0123456789abcdef".repeat(2), "fedcba9876543210".repeat(2)].concat();
+    write(&root.join("etc/nova/nova.conf"), &format!("[key_manager]\nfixed_key = {fixed_key}\n"));
     fs::create_dir_all(root.join("etc/sealblk")).unwrap();
 
     let found = recipes(PAGE);

@@ -7,6 +7,7 @@ use crate::{Complaints, TextFile};
 /// Each command with the document that explains its options.
 const EXPLAINED: &[(&str, &str)] = &[
     ("serve", "README.md"),
+    ("bench", "README.md"),
     ("format", "docs/volumes.md"),
     ("inspect", "docs/volumes.md"),
     ("slot list", "docs/volumes.md"),

@@ -6,12 +6,13 @@ use clap::Args;
 
 use crate::cipher::{CipherSpec, EqualHalves, IvMode};
 use crate::cli::exit::CliError;
+use crate::cli::resolve::ConfigError;
 use crate::cli::serve::PlainHash;
 use crate::convert::LuksDestination;
 use crate::format::luks::{KdfLimits, Version};
 use crate::format::plain::{KeySize, PlainFormat, PlainSecret};
 use crate::geometry::SectorSize;
-use crate::keys::{FixedKey, KeyManagers, KeyReference, KeySource};
+use crate::keys::{KeyManagers, KeyReference, KeySource};
 
 const SOURCE: &str = "Source";
 const DESTINATION: &str = "Destination";
@@ -27,7 +28,8 @@ pub(super) const LUKS_OPTIONS: &[&str] = &["key", "cipher", "key-size", "sector-
 /// How to read SRC.
 #[derive(Debug, Args)]
 pub(super) struct SourceOptions {
-    /// Its key, for encrypted formats: file:PATH or fd:N
+    /// Key of an encrypted volume, by reference: file:PATH or fd:N, say. For LUKS it is the passphrase, for plain the
+    /// volume key itself
     #[arg(long, value_name = "REFERENCE", help_heading = SOURCE)]
     src_key: Option<String>,
     /// LUKS: try the passphrase on this key slot only [default: on all]
@@ -75,7 +77,8 @@ pub(super) struct SourceOptions {
 /// How to write DST.
 #[derive(Debug, Args)]
 pub(super) struct DestinationOptions {
-    /// Its key, for encrypted formats: file:PATH or fd:N
+    /// Key of an encrypted volume, by reference: file:PATH or fd:N, say. For LUKS it is the passphrase, for plain the
+    /// volume key itself
     #[arg(long, value_name = "REFERENCE", help_heading = DESTINATION)]
     dst_key: Option<String>,
     /// LUKS: put the header into this new file
@@ -178,15 +181,13 @@ impl DestinationOptions {
 
 impl EndOptions<'_> {
     /// The key of an end that has to have one.
-    pub(super) fn key(&self) -> Result<KeySource, CliError> {
+    pub(super) fn key(&self, managers: &KeyManagers) -> Result<KeySource, CliError> {
         let usage = |error: String| CliError::Usage(format!("{}key{error}", self.prefix));
         let reference =
             self.key.ok_or_else(|| usage(" REFERENCE is required for an encrypted volume".to_owned()))?;
         // What was given may be a key instead of its name: it is not repeated.
         let reference: KeyReference = reference.parse().map_err(|error| usage(format!(": {error}")))?;
-        let managers = KeyManagers::new(None, FixedKey::Refuse);
-        let source = managers.and_then(|managers| managers.source(&reference));
-        source.map_err(|error| usage(format!(": {error}")))
+        managers.source(&reference).map_err(|error| ConfigError::from(error).into())
     }
 
     /// Refuses every option that was given and is not among `meant`, for an end in `format`.

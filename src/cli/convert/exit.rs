@@ -1,6 +1,6 @@
 //! The exit codes of a conversion.
 
-use crate::cli::exit::{Exit, format_exit, luks_exit, volume_exit};
+use crate::cli::exit::{Exit, format_exit, key_exit, luks_exit, volume_exit};
 use crate::convert::ConvertError;
 use crate::format::luks::EditError;
 
@@ -8,7 +8,8 @@ use crate::format::luks::EditError;
 pub(in crate::cli) fn convert_exit(error: &ConvertError) -> Exit {
     match error {
         ConvertError::Open { source, .. } => volume_exit(source),
-        ConvertError::Key { .. } | ConvertError::Secret(_) | ConvertError::Cipher { .. } => Exit::Key,
+        ConvertError::Key { source, .. } => key_exit(source),
+        ConvertError::Secret(_) | ConvertError::Cipher { .. } => Exit::Key,
         ConvertError::Format { source, .. } => format_exit(source),
         ConvertError::Header { source: EditError::Luks(error) } => luks_exit(error),
         ConvertError::SizeTooSmall { .. }

@@ -99,9 +99,9 @@ impl Load {
 
     /// Sends requests until all slots are in use.
     pub fn fill(&mut self, rings: &[Ring]) {
-        for ring in rings {
+        for (queue, ring) in rings.iter().enumerate() {
             for slot in 0..SLOTS {
-                if self.queues[ring.index][slot].outstanding.is_none() {
+                if self.queues[queue][slot].outstanding.is_none() {
                     self.send(ring, slot);
                 }
             }
