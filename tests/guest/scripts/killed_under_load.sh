@@ -12,9 +12,7 @@ verify=crc32c
 verify_fatal=1
 do_verify=1
 group_reporting=1
-size=8m
-time_based=1
-runtime=10
+size=16m
 
 [direct]
 direct=1
