@@ -35,18 +35,88 @@ const METADATA: &str = r#"{
 
 /// Words that mean something somewhere.
 const WORDS: &[&str] = &[
-    "crypt", "linear", "luks2", "reencrypt", "raw", "none", "journal", "pbkdf2", "argon2i", "argon2id", "sha256",
-    "sha1", "whirlpool", "aes-xts-plain64", "aes-xts-plain", "aes-cbc-essiv:sha256", "cipher_null-ecb", "null",
-    "dynamic", "online-reencrypt", "online-reencrypt-v2", "offline-reencrypt", "opal", "backup-final",
-    "in-reencryption", "hmac(sha256)", "0", "1", "31", "32768", "557056", "4294967296", "9223372036854775807",
-    "18446744073709551615", "18446744073709551104", "-1", "", "mandatory", "encryption", "integrity", "iv_tweak",
-    "sector_size", "requirements", "flags", "keyslots", "segments", "digests", "type", "size", "offset",
+    "crypt",
+    "linear",
+    "luks2",
+    "reencrypt",
+    "raw",
+    "none",
+    "journal",
+    "pbkdf2",
+    "argon2i",
+    "argon2id",
+    "sha256",
+    "sha1",
+    "whirlpool",
+    "aes-xts-plain64",
+    "aes-xts-plain",
+    "aes-cbc-essiv:sha256",
+    "cipher_null-ecb",
+    "null",
+    "dynamic",
+    "online-reencrypt",
+    "online-reencrypt-v2",
+    "offline-reencrypt",
+    "opal",
+    "backup-final",
+    "in-reencryption",
+    "hmac(sha256)",
+    "0",
+    "1",
+    "31",
+    "32768",
+    "557056",
+    "4294967296",
+    "9223372036854775807",
+    "18446744073709551615",
+    "18446744073709551104",
+    "-1",
+    "",
+    "mandatory",
+    "encryption",
+    "integrity",
+    "iv_tweak",
+    "sector_size",
+    "requirements",
+    "flags",
+    "keyslots",
+    "segments",
+    "digests",
+    "type",
+    "size",
+    "offset",
 ];
 
 /// Numbers at which something overflows or a limit lies.
 const NUMBERS: &[i64] = &[
-    0, 1, 2, 3, 8, 16, 32, 33, 64, 128, 255, 256, 512, 1000, 1024, 1025, 4000, 4001, 4096, 20_000, 65_536,
-    1 << 20, i32::MAX as i64, u32::MAX as i64, 1 << 32, i64::MAX, -1, i64::MIN,
+    0,
+    1,
+    2,
+    3,
+    8,
+    16,
+    32,
+    33,
+    64,
+    128,
+    255,
+    256,
+    512,
+    1000,
+    1024,
+    1025,
+    4000,
+    4001,
+    4096,
+    20_000,
+    65_536,
+    1 << 20,
+    i32::MAX as i64,
+    u32::MAX as i64,
+    1 << 32,
+    i64::MAX,
+    -1,
+    i64::MIN,
 ];
 
 #[derive(Arbitrary, Debug)]
@@ -245,7 +315,8 @@ pub fn luks1(edits: &[Luks1Edit]) -> Vec<u8> {
     bytes[8..11].copy_from_slice(b"aes");
     bytes[40..51].copy_from_slice(b"xts-plain64");
     bytes[72..78].copy_from_slice(b"sha256");
-    let mut put = |offset: usize, number: u32| bytes[offset..offset + 4].copy_from_slice(&number.to_be_bytes());
+    let mut put =
+        |offset: usize, number: u32| bytes[offset..offset + 4].copy_from_slice(&number.to_be_bytes());
     put(104, 4040);
     put(108, 64);
     put(164, 1000);
