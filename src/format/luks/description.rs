@@ -1,11 +1,12 @@
 //! What a header says, in one shape for both versions. Nothing here is secret, and nothing is judged yet.
 
+use base64ct::{Base64, Encoding};
 use libcryptsetup_rs::CryptDevice;
 use serde::Serialize;
 
 use super::error::LuksError;
 use super::metadata::{DigestObject, KdfObject, Keyslot, Metadata, SegmentObject};
-use super::on_disk::{CopyState, Luks1, Luks2Copy, STRIPES, Version};
+use super::on_disk::{CopyState, LUKS1_DIGEST_BYTES, Luks1, Luks2Copy, STRIPES, Version};
 use super::snapshot::HeaderSnapshot;
 use crate::geometry::SECTOR_BYTES;
 
@@ -159,6 +160,8 @@ pub struct KeyDigest {
     pub id: u32,
     /// How it is made.
     pub kdf: Kdf,
+    /// Its length; none if it is missing or no Base64.
+    pub digest_bytes: Option<usize>,
     /// The segments whose key it checks.
     pub segments: Vec<u32>,
 }
@@ -204,7 +207,12 @@ impl Description {
             integrity: None,
             flags: Vec::new(),
         };
-        let digest = KeyDigest { id: 0, kdf: kdf(header.digest_iterations), segments: vec![0] };
+        let digest = KeyDigest {
+            id: 0,
+            kdf: kdf(header.digest_iterations),
+            digest_bytes: Some(LUKS1_DIGEST_BYTES),
+            segments: vec![0],
+        };
         Ok(Self {
             version,
             uuid: header.uuid.clone(),
@@ -355,6 +363,7 @@ impl Kdf {
 impl KeyDigest {
     fn new(id: u32, digest: &DigestObject) -> Self {
         let kdf = Kdf::pbkdf2(&digest.kind, digest.hash.as_ref(), digest.iterations);
-        Self { id, kdf, segments: digest.segments.clone() }
+        let decoded = digest.digest.as_ref().and_then(|text| Base64::decode_vec(text).ok());
+        Self { id, kdf, digest_bytes: decoded.map(|bytes| bytes.len()), segments: digest.segments.clone() }
     }
 }

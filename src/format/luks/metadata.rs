@@ -114,6 +114,9 @@ pub(super) struct DigestObject {
     pub(super) hash: Option<String>,
     #[serde(default)]
     pub(super) iterations: Option<u32>,
+    /// In Base64.
+    #[serde(default)]
+    pub(super) digest: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -21,6 +21,8 @@ pub(super) const LUKS2_KEYSLOTS_BYTES_MAX: u64 = 128 << 20;
 const LUKS1_SLOTS: usize = 8;
 /// Bytes of the LUKS1 header without key material.
 pub(super) const LUKS1_HEADER_BYTES: usize = 592;
+/// Bytes of the digest of a volume key in LUKS1, whatever hash makes it, and where LUKS2 was converted from LUKS1.
+pub(super) const LUKS1_DIGEST_BYTES: usize = 20;
 /// Each LUKS1 slot spreads its key over as many stripes.
 pub(super) const STRIPES: u32 = 4000;
 /// Key material of all slots ends within this: 2 MiB are usual for the longest keys that there are.

@@ -1,10 +1,10 @@
 //! Which headers are served: an allow-list, because whoever controls the storage writes the header, and libcryptsetup
 //! follows it wherever it leads.
 
-use super::description::{Description, Segment, Slot};
+use super::description::{Description, Kdf, KeyDigest, Segment, Slot};
 use super::expectations::Expectations;
 use super::kdf_limits::KdfLimits;
-use super::on_disk::STRIPES;
+use super::on_disk::{LUKS1_DIGEST_BYTES, STRIPES};
 use super::refusal::{Refusal, Refusals, is_null};
 use crate::cipher::{CipherSpec, IvMode, IvNumbering};
 use crate::format::payload_geometry;
@@ -106,6 +106,28 @@ fn check_state(header: &Description, refusals: &mut Vec<Refusal>) {
     let digested = |segment: &Segment| header.digests.iter().any(|d| d.segments.contains(&segment.id));
     if !header.segments.iter().all(digested) {
         refusals.push(Refusal::NoDigest);
+    }
+    for digest in &header.digests {
+        check_digest(digest, refusals);
+    }
+}
+
+/// A digest must have the length that its hash makes, or LUKS1's. Of any other, libcryptsetup (2.6.1) says of every
+/// key that it matches.
+fn check_digest(digest: &KeyDigest, refusals: &mut Vec<Refusal>) {
+    let Kdf::Pbkdf2 { hash, .. } = &digest.kdf else { return };
+    let made_bytes = match hash.as_str() {
+        "sha1" | "ripemd160" => 20,
+        "sha224" | "sha3-224" => 28,
+        "sha256" | "sha3-256" | "blake2s-256" | "sm3" => 32,
+        "sha384" | "sha3-384" => 48,
+        "sha512" | "sha3-512" | "blake2b-512" | "whirlpool" => 64,
+        // One that is not known makes none of a known length but LUKS1's.
+        _ => LUKS1_DIGEST_BYTES,
+    };
+    let digest_bytes = digest.digest_bytes;
+    if digest_bytes != Some(LUKS1_DIGEST_BYTES) && digest_bytes != Some(made_bytes) {
+        refusals.push(Refusal::Digest { digest: digest.id, digest_bytes, hash: hash.clone() });
     }
 }
 

@@ -74,6 +74,11 @@ pub enum Refusal {
     KdfIterations { slots: String, iterations: u64, limit: u32 },
     #[error("{what} uses the KDF `{name}`, which is not known")]
     UnknownKdf { what: String, name: String },
+    #[error(
+        "digest {digest} of the volume key has {} bytes, which its hash `{hash}` does not make: any key could pass for \
+         the right one", .digest_bytes.unwrap_or(0)
+    )]
+    Digest { digest: u32, digest_bytes: Option<usize>, hash: String },
     #[error("no digest says whether the volume key is the right one")]
     NoDigest,
     #[error("no key slot {0} holds the volume's key (--key-slot)")]

@@ -1,5 +1,6 @@
 //! Headers that are valid and not served: what whoever writes to the storage might put there.
 
+use base64ct::{Base64, Encoding};
 use sealblk::format::luks::{Expectations, KdfLimits, Policy, Version};
 use serde_json::{Value, json};
 
@@ -238,6 +239,26 @@ fn numbers_that_no_slot_can_have() {
     ];
     for (index, image) in images.iter().enumerate() {
         assert!(unlock(image).is_err(), "number {index} is served");
+    }
+}
+
+/// libcryptsetup 2.6.1 takes any key for the right one then, and with it any passphrase.
+#[test]
+fn digests_that_every_key_matches() {
+    let digest = |digest: Value| luks2_with(|json| json["digests"]["0"]["digest"] = digest);
+    for bytes in [0, 1, 16, 19, 21, 31, 33, 63, 64, 65, 300] {
+        let image = digest(Base64::encode_string(&vec![0; bytes]).into());
+        refused(&image, &format!("digest 0 of the volume key has {bytes} bytes"));
+    }
+    refused(&digest("not Base64!".into()), "has 0 bytes");
+    refused(&digest(5.into()), "not valid");
+    refused_with(|json| drop(json["digests"]["0"].as_object_mut().unwrap().remove("digest")), "has 0 bytes");
+    refused_with(
+        |json| json["digests"]["0"]["hash"] = "sha512".into(),
+        "which its hash `sha512` does not make",
+    );
+    for bytes in [20, 32] {
+        refused(&digest(Base64::encode_string(&vec![0; bytes]).into()), "opens no key slot");
     }
 }
 
