@@ -14,7 +14,7 @@ use super::layout::Layout;
 use super::source::{Backing, Content};
 use super::storage::Storage;
 use crate::format::luks::{Header, backup};
-use crate::format::new_file::NewFile;
+use crate::format::new_file::{NewFile, folder_of};
 use crate::format::signature::{self, Contents};
 use crate::geometry::SectorNumber;
 use crate::server::config::VolumeConfig;
@@ -134,7 +134,8 @@ impl Destination {
     ) -> Result<Self, ConvertError> {
         site.check_device(&layout, overwrite)?;
         let Site { path, found } = site;
-        let new_file = |path: &Path| begin_file(path, overwrite);
+        let header_file =
+            layout.header_path.as_deref().map(|header| begin_header(header, &path)).transpose()?;
         let clone = |file: &File| file.try_clone().map_err(|source| ConvertError::Descriptors { source });
         let (place, storage) = match found {
             Some(device) if device.is_block_device => {
@@ -142,7 +143,7 @@ impl Destination {
                 (Place::Device { _locked: device }, storage)
             }
             replaced => {
-                let (new, len_bytes) = (new_file(&path)?, layout.end_bytes());
+                let (new, len_bytes) = (begin_file(&path, overwrite)?, layout.end_bytes());
                 allocate(new.file(), len_bytes, allocation).map_err(|source| ConvertError::Reserve {
                     path: path.clone(),
                     len_bytes,
@@ -152,7 +153,6 @@ impl Destination {
                 (Place::File { new, _replaced: replaced }, storage)
             }
         };
-        let header_file = layout.header_path.as_deref().map(new_file).transpose()?;
         Ok(Self { path, place, storage, layout, header_file })
     }
 
@@ -234,13 +234,17 @@ impl Destination {
             }
         }
         // The header first: it alone is of no use, and the payload alone cannot be told from a whole volume.
-        if let (Some(file), Some(path)) = (self.header_file, self.layout.header_path) {
+        let header_path = self.layout.header_path;
+        if let (Some(file), Some(path)) = (self.header_file, &header_path) {
             publish(file, path)?;
         }
-        match self.place {
-            Place::File { new, .. } => publish(new, self.path),
-            Place::Device { .. } => Ok(()),
-        }
+        let Place::File { new, .. } = self.place else { return Ok(()) };
+        publish(new, &self.path).inspect_err(|error| {
+            // Only where the volume is certainly not there: somebody took its name meanwhile.
+            if let (ConvertError::Exists { .. }, Some(path)) = (error, header_path) {
+                let _ = fs::remove_file(path);
+            }
+        })
     }
 
     /// What `error` means for the destination.
@@ -260,8 +264,23 @@ fn begin_file(path: &Path, overwrite: Overwrite) -> Result<NewFile, ConvertError
     begun.map_err(|source| not_created(path.to_owned(), source))
 }
 
-fn publish(file: NewFile, path: PathBuf) -> Result<(), ConvertError> {
-    file.publish().map(drop).map_err(|source| not_created(path, source))
+/// A header never replaces anything: what is there may be the header of another volume, and the only one.
+fn begin_header(path: &Path, volume: &Path) -> Result<NewFile, ConvertError> {
+    let header = NewFile::create(path).map_err(|source| not_created(path.to_owned(), source))?;
+    match is_same_name(path, volume) {
+        true => Err(ConvertError::HeaderIsVolume { path: path.to_owned() }),
+        false => Ok(header),
+    }
+}
+
+/// Whether both paths lead to one name in one folder, whether or not there is something of that name.
+fn is_same_name(one: &Path, other: &Path) -> bool {
+    let settled = |path: &Path| Some((fs::canonicalize(folder_of(path)).ok()?, path.file_name()?.to_owned()));
+    settled(one).is_some_and(|one| Some(one) == settled(other))
+}
+
+fn publish(file: NewFile, path: &Path) -> Result<(), ConvertError> {
+    file.publish().map(drop).map_err(|source| not_created(path.to_owned(), source))
 }
 
 fn not_created(path: PathBuf, source: io::Error) -> ConvertError {

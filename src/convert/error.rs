@@ -106,7 +106,9 @@ pub enum ConvertError {
         needed_bytes: u64,
     },
     /// Something is there already.
-    #[error("{path} exists: pass --force to replace it when the new volume is complete")]
+    #[error(
+        "{path} exists: name a file that does not, or pass --force to replace DST when the new volume is complete"
+    )]
     Exists {
         /// The destination, or its header.
         path: PathBuf,
@@ -137,6 +139,12 @@ pub enum ConvertError {
     /// One file cannot be both.
     #[error("source and destination are the same: a volume cannot be converted in place")]
     SameFile,
+    /// A detached header lies elsewhere.
+    #[error("{path} cannot be both the volume and its detached header")]
+    HeaderIsVolume {
+        /// The path of both.
+        path: PathBuf,
+    },
     /// What a device keeps where nothing is written is not known.
     #[error(
         "--sparse needs a new file as the destination: what a device has where nothing is written is not known"

@@ -278,3 +278,6 @@ fn compare(expected: &[u8], found: &[u8], offset_bytes: u64) -> Result<(), Conve
     let same = expected.iter().zip(found).take_while(|(a, b)| a == b).count();
     Err(ConvertError::Mismatch { offset_bytes: offset_bytes + same as u64 })
 }
+
+#[cfg(test)]
+mod tests;

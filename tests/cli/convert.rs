@@ -253,6 +253,17 @@ fn what_is_there_is_replaced_by_name_only_and_when_the_new_one_is_whole() {
     bench
         .run("convert disk new --from raw --dst-key file:luks --dst-header there")
         .refused(REFUSED, &["there", "exists"]);
+    // A header is never replaced: it may be the only one of another volume.
+    for header in ["there", "disk", "link"] {
+        bench
+            .run(&format!("convert disk new --from raw --dst-key file:luks --force --dst-header {header}"))
+            .refused(REFUSED, &[header, "exists"]);
+    }
+    for header in ["new", "./new"] {
+        bench
+            .run(&format!("convert disk new --from raw --dst-key file:luks --dst-header {header}"))
+            .refused(USAGE, &["new", "both"]);
+    }
     // Fails after the destination was looked at.
     bench.run("convert disk there --from qcow2 --to raw --force").refused(VOLUME, &["source disk"]);
     assert_eq!(fs::read(bench.path("there")).unwrap(), b"precious");

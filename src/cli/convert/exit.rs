@@ -14,6 +14,7 @@ pub(in crate::cli) fn convert_exit(error: &ConvertError) -> Exit {
         ConvertError::Header { source: EditError::Luks(error) } => luks_exit(error),
         ConvertError::SizeTooSmall { .. }
         | ConvertError::SizeTooLarge
+        | ConvertError::HeaderIsVolume { .. }
         | ConvertError::SparseZeroes
         | ConvertError::SparseDevice => Exit::Usage,
         ConvertError::Exists { .. } | ConvertError::DeviceInUse { .. } | ConvertError::NoHeader { .. } => {
