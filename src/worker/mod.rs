@@ -38,7 +38,7 @@ use tables::{Active, Piece, Pieces, RequestId, Requests};
 
 use crate::guest::{Cursor, GuestBuffer, GuestMemory};
 use crate::io::{Completion, Durability, Engine, Op, Slot, SlotPool, Wait, Wake};
-use crate::virtio::request::{self, DiskView, Parsed, Refusal, Request, RequestKind};
+use crate::virtio::request::{self, DiskView, Parsed, Refusal, Request, RequestKind, SectorRange};
 use crate::virtio::wire::{self, Status};
 use crate::virtio::{Chain, RingError, RingState};
 
@@ -240,10 +240,10 @@ impl<E: Engine> Worker<E> {
                 continue;
             }
             active.in_backlog = false;
-            if let (Some(in_line), Some(locker)) = (active.in_line.take(), &self.locker) {
-                locker.give_up(in_line);
+            if active.in_line.is_some() {
+                self.leave_line(id);
             }
-            if active.is_done() {
+            if self.requests.get(id).is_done() {
                 let active = self.requests.remove(id);
                 self.complete(active);
                 began = true;
@@ -260,44 +260,38 @@ impl<E: Engine> Worker<E> {
             return false;
         }
         let volume = &self.disk.volume;
-        let piece = parts::next_piece(volume, id, active, self.slots.largest_bytes() as u64);
-        let range = volume.sectors_of(piece.range);
-        let slot = match active.request.kind {
+        let mut piece = parts::next_piece(volume, id, active, self.slots.largest_bytes() as u64);
+        let op = match active.request.kind {
             RequestKind::Flush | RequestKind::Discard(_) if self.slotless_ops >= MAX_SLOTLESS_OPS => {
                 return false;
             }
-            RequestKind::Flush | RequestKind::Discard(_) => None,
-            _ => match self.slots.take(range.len_bytes as usize) {
-                Some(slot) => Some(slot),
-                None => return false,
-            },
-        };
-        if !parts::lock(&mut self.locker, active, &piece) {
-            if let Some(slot) = slot {
-                self.slots.put(slot);
+            RequestKind::Flush => Op::Sync,
+            RequestKind::Discard(_) => {
+                if !parts::lock(&mut self.locker, active, &piece) {
+                    return false;
+                }
+                let SectorRange { offset_bytes, len_bytes } = piece.range;
+                Op::Discard { offset_bytes: volume.backing_offset(offset_bytes), len_bytes }
             }
-            return false;
-        }
-        let offset_bytes = volume.backing_offset(range.offset_bytes);
-        let op = match (slot, &active.request.kind) {
-            (Some(slot), _) => transfer(volume, active, &piece, slot, offset_bytes, range.len_bytes as u32),
-            (None, RequestKind::Discard(_)) => Op::Discard { offset_bytes, len_bytes: range.len_bytes },
-            (None, _) => Op::Sync,
+            _ => {
+                let sectors = volume.sectors_of(piece.range);
+                let Some(slot) = self.slots.take(sectors.len_bytes as usize) else { return false };
+                if !parts::lock(&mut self.locker, active, &piece) {
+                    self.slots.put(slot);
+                    return false;
+                }
+                transfer(volume, active, &piece, slot, sectors)
+            }
         };
+        piece.durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
         if matches!(op, Op::Sync | Op::Discard { .. }) {
             self.slotless_ops += 1;
         }
         active.began(piece.range.len_bytes);
-        self.start(piece, op);
-        true
-    }
-
-    /// Hands one operation of a piece to the engine.
-    fn start(&mut self, piece: Piece, op: Op) {
-        let durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
-        let tag = self.pieces.insert(Piece { durable, ..piece });
+        let tag = self.pieces.insert(piece);
         self.engine.start(tag, op);
         self.unsubmitted_ops += 1;
+        true
     }
 
     /// Takes what the engine has finished.
@@ -314,15 +308,15 @@ impl<E: Engine> Worker<E> {
     /// Ends one piece, and with the last one its request.
     fn finish(&mut self, completion: Completion) {
         let piece = self.pieces.remove(completion.tag);
-        let Completion { mut slot, result, .. } = completion;
-        if piece.reads_first && result.is_ok() {
-            return self.write_back(piece, slot);
+        if piece.reads_first && completion.result.is_ok() {
+            return self.write_back(piece, completion.slot);
         }
         self.unlock(&piece);
         let volume = &self.disk.volume;
         let active = self.requests.get(piece.request);
         active.outstanding -= 1;
-        match (result, &active.request.kind, &mut slot) {
+        let mut slot = completion.slot;
+        match (completion.result, &active.request.kind, &mut slot) {
             (Ok(()), RequestKind::Read(_), Some(slot)) => {
                 let (range, data, mut cursor) = (piece.range, &active.request.data, piece.cursor);
                 if volume.is_whole(range) {
@@ -454,15 +448,9 @@ impl<E: Engine> Worker<E> {
     }
 }
 
-/// A piece's transfer between `slot` and the volume. What is written as it is is encrypted here.
-fn transfer(
-    volume: &Volume,
-    active: &mut Active,
-    piece: &Piece,
-    mut slot: Slot,
-    offset_bytes: u64,
-    len_bytes: u32,
-) -> Op {
+/// A piece as an operation on its sectors. Those that are written without being read first are encrypted here.
+fn transfer(volume: &Volume, active: &mut Active, piece: &Piece, mut slot: Slot, sectors: SectorRange) -> Op {
+    let (offset_bytes, len_bytes) = (volume.backing_offset(sectors.offset_bytes), sectors.len_bytes as u32);
     let (first, len) = (piece.range.first(), piece.range.len_bytes as usize);
     let (data, cursor) = (&active.request.data, &mut active.plan.cursor);
     match active.request.kind {

@@ -5,11 +5,12 @@ use super::sector_locks::{Access, Attempt, Locker};
 use super::tables::{Active, Piece, RequestId};
 use super::{Volume, Worker};
 use crate::guest::Cursor;
-use crate::io::{Engine, Op, Slot};
+use crate::io::{Durability, Engine, Op, Slot};
 use crate::virtio::request::{RequestKind, SectorRange};
 use crate::virtio::wire::Status;
 
 /// The next piece of a request that has some left, in at most `slot_bytes`.
+#[inline]
 pub(super) fn next_piece(volume: &Volume, request: RequestId, active: &Active, slot_bytes: u64) -> Piece {
     let rest = active.remaining().unwrap_or_default();
     let kind = &active.request.kind;
@@ -52,6 +53,7 @@ fn change_sectors(piece: &mut Piece, rest: SectorRange, mask: u64) {
 
 /// Locks the sectors of a piece that changes some. Returns false when others have them: then the piece has to
 /// wait. So it is when they are never coming back, but then the request has failed.
+#[inline]
 pub(super) fn lock(locker: &mut Option<Locker>, active: &mut Active, piece: &Piece) -> bool {
     let (Some(access), Some(locker)) = (piece.lock, locker) else { return true };
     match locker.lock(piece.range, access, &mut active.in_line) {
@@ -80,10 +82,24 @@ impl<E: Engine> Worker<E> {
             len_bytes: sector.len_bytes as u32,
             durability: volume.write_durability(),
         };
-        self.start(Piece { reads_first: false, ..piece }, op);
+        let durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
+        let tag = self.pieces.insert(Piece { durable, reads_first: false, ..piece });
+        self.engine.start(tag, op);
+        self.unsubmitted_ops += 1;
+    }
+
+    /// Takes a request that has failed out of the line for its next piece, which is not to begin any more.
+    #[cold]
+    pub(super) fn leave_line(&mut self, id: RequestId) {
+        let active = self.requests.get(id);
+        let piece = next_piece(&self.disk.volume, id, active, self.slots.largest_bytes() as u64);
+        if let (Some(number), Some(locker)) = (active.in_line.take(), &self.locker) {
+            locker.give_up(piece.range, number);
+        }
     }
 
     /// Unlocks the sectors of a piece that has ended.
+    #[inline]
     pub(super) fn unlock(&mut self, piece: &Piece) {
         if let (Some(access), Some(locker)) = (piece.lock, &mut self.locker) {
             locker.unlock(piece.range, access);

@@ -20,6 +20,7 @@
 //! * No missed wake-up: whoever waits notes that in each place and then tries once more; whoever leaves does so and
 //!   then looks who waits. Every access is in the single order of `SeqCst`, so one of them sees the other.
 
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
@@ -57,13 +58,9 @@ pub(super) enum Attempt {
     Abandoned,
 }
 
-/// A request's place in the line for its next piece. Either the piece is locked in the end, or the request
+/// A request's number in the line for its next piece. Either the piece is locked in the end, or the request
 /// [gives up](Locker::give_up).
-#[derive(Debug)]
-pub(super) struct InLine {
-    number: u64,
-    range: SectorRange,
-}
+pub(super) type Number = NonZeroU64;
 
 /// One entry of the table: the sectors that are [`PLACES`] apart.
 #[derive(Debug)]
@@ -211,15 +208,15 @@ impl Locker {
         &mut self,
         range: SectorRange,
         access: Access,
-        in_line: &mut Option<InLine>,
+        in_line: &mut Option<Number>,
     ) -> Attempt {
         let locks = &*self.locks;
         if in_line.is_none() && locks.enter_all(range, access, NO_NUMBER) {
             self.held += 1;
             return Attempt::Locked;
         }
-        let draw = || InLine { number: locks.numbers.fetch_add(1, SeqCst), range };
-        let number = in_line.get_or_insert_with(draw).number;
+        let draw = || Number::MIN.saturating_add(locks.numbers.fetch_add(1, SeqCst));
+        let number = in_line.get_or_insert_with(draw).get();
         for place in locks.places(range) {
             place.line_up(1 << self.worker, number);
         }
@@ -242,11 +239,11 @@ impl Locker {
         self.locks.wake(waiting & !(1 << self.worker));
     }
 
-    /// Leaves the line. Those behind may get in now, some of them this worker's own.
-    pub(super) fn give_up(&self, in_line: InLine) {
+    /// Leaves the line for `range`. Those behind may get in now, some of them this worker's own.
+    pub(super) fn give_up(&self, range: SectorRange, number: Number) {
         let mut waiting = 0;
-        for place in self.locks.places(in_line.range) {
-            place.step_out_of_line(in_line.number);
+        for place in self.locks.places(range) {
+            place.step_out_of_line(number.get());
             waiting |= place.take_waiting();
         }
         self.locks.wake(waiting);

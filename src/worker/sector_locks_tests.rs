@@ -25,7 +25,7 @@ impl Hand {
         let mut in_line = None;
         let attempt = self.locker.lock(range, access, &mut in_line);
         if let Some(in_line) = in_line {
-            self.locker.give_up(in_line);
+            self.locker.give_up(range, in_line);
         }
         attempt == Attempt::Locked
     }
@@ -129,7 +129,7 @@ fn giving_up_lets_those_behind_go_ahead() {
     let (mut first, mut second) = (None, None);
     assert_eq!(b.locker.lock(block_of(1), Modify, &mut first), Attempt::Wait);
     assert_eq!(b.locker.lock(sectors(1, 1), Overwrite, &mut second), Attempt::Wait);
-    b.locker.give_up(first.unwrap());
+    b.locker.give_up(block_of(1), first.unwrap());
     assert!(b.was_woken(), "it has one more in line itself");
     assert_eq!(b.locker.lock(sectors(1, 1), Overwrite, &mut second), Attempt::Locked);
 }

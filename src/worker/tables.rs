@@ -1,6 +1,6 @@
 //! Requests and their pieces while they are under way, in tables that are allocated once.
 
-use super::sector_locks::{Access, InLine};
+use super::sector_locks::{Access, Number};
 use crate::guest::Cursor;
 use crate::io::Tag;
 use crate::virtio::request::{Request, RequestKind, SectorRange};
@@ -17,8 +17,8 @@ pub(super) struct Active {
     pub(super) in_backlog: bool,
     /// The worst that happened so far.
     pub(super) status: Status,
-    /// Its place in the line for locks that its next piece has to have.
-    pub(super) in_line: Option<InLine>,
+    /// Its number in the line for the locks of its next piece.
+    pub(super) in_line: Option<Number>,
 }
 
 /// What is left to begin of a request: it is cut into pieces that fit a slot.

@@ -11,11 +11,12 @@ step "a file system with blocks of 1 KiB, smaller than the encryption sectors"
 modprobe ext4
 mkfs.ext4 -q -F -b 1024 "$device" 48m
 mount -t ext4 "$device" /mnt
-for name in $(seq 200); do pattern "$name" $((name * 97)) >"/mnt/$name"; done
+mkdir /mnt/many
+for name in $(seq 200); do pattern "$name" $((name * 97)) >"/mnt/many/$name"; done
 pattern 1 $((1205 * 1024)) | dd of=/mnt/large bs=1k iflag=fullblock oflag=direct status=none
-rm /mnt/1?
+rm /mnt/many/1?
 sync -f /mnt
-(cd /mnt && find . -type f ! -name SUMS | sort | xargs sha256sum >SUMS)
+(cd /mnt && find large many -type f | sort | xargs sha256sum >SUMS)
 umount /mnt
 e2fsck -fn "$device" >/tmp/e2fsck 2>&1 || { cat /tmp/e2fsck && fail "e2fsck"; }
 drop_caches
