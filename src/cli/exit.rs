@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use super::convert::convert_exit;
 use super::resolve::ConfigError;
-use super::volume::ToolError;
+use super::tool_error::ToolError;
 use crate::bench::BenchError;
 use crate::cipher::CipherError;
 use crate::convert::ConvertError;

@@ -1,13 +1,16 @@
 //! The command line: one file or folder for each family of subcommands, and what they share.
 
 mod bench;
+mod confirm;
 mod convert;
 mod exit;
 mod formats;
 mod log;
+mod output;
 mod progress;
 mod resolve;
 mod serve;
+mod tool_error;
 mod volume;
 
 use std::ffi::OsString;
@@ -17,7 +20,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use exit::{CliError, Exit};
-pub use volume::ToolError;
+pub use tool_error::ToolError;
 
 /// Encrypts virtual machine disks on the host, as a vhost-user-blk back end.
 #[derive(Debug, Parser)]

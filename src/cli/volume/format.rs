@@ -9,14 +9,16 @@ use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::super::confirm::ConfirmArgs;
 use super::super::exit::Exit;
+use super::super::output;
 use super::super::resolve::{ConfigError, impossible};
-use super::confirm::ConfirmArgs;
+use super::super::tool_error::ToolError;
 use super::kdf::KdfArgs;
 use super::key::KeyArgs;
 use super::preallocate::preallocate;
 use super::size::ByteSize;
-use super::{ToolError, VolumeArgs, output, target};
+use super::{VolumeArgs, target};
 use crate::cipher::{CipherSpec, EqualHalves, IvMode};
 use crate::format::luks::{
     Description, EditError, Extent, Header, Kdf, LuksError, MadeHeader, NewHeader, Placement, Policy,
@@ -355,19 +357,11 @@ impl Place {
 }
 
 fn begin_new(path: &Path) -> Result<NewFile, ToolError> {
-    NewFile::create(path).map_err(|source| new_file_failed(path, source))
+    NewFile::create(path).map_err(|source| ToolError::new_file(path, source))
 }
 
 fn publish(new: NewFile, path: &Path) -> Result<(), ToolError> {
-    new.publish().map(|_| ()).map_err(|source| new_file_failed(path, source))
-}
-
-/// What it means that a new file could not be made.
-pub(super) fn new_file_failed(path: &Path, source: io::Error) -> ToolError {
-    match source.kind() {
-        io::ErrorKind::AlreadyExists => ToolError::Exists { path: path.to_owned() },
-        _ => ToolError::File { what: "make", path: path.to_owned(), source },
-    }
+    new.publish().map(|_| ()).map_err(|source| ToolError::new_file(path, source))
 }
 
 fn header_failed(path: &Option<PathBuf>, source: io::Error) -> ToolError {

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::super::confirm::ConfirmArgs;
 use super::super::exit::Exit;
-use super::confirm::ConfirmArgs;
-use super::format::new_file_failed;
+use super::super::output;
+use super::super::tool_error::ToolError;
+use super::VolumeArgs;
 use super::target::Target;
-use super::{ToolError, VolumeArgs, output};
 use crate::format::luks::{Header, LuksError, Policy, Version, backup};
 use crate::format::new_file::NewFile;
 use crate::format::signature::{self, Contents};
@@ -75,7 +76,7 @@ impl HeaderCommand {
 impl BackupCommand {
     fn run(&self) -> Result<(), ToolError> {
         let header = self.target.open_beside_others(false)?.read_header()?;
-        let failed = |source| new_file_failed(&self.backup, source);
+        let failed = |source| ToolError::new_file(&self.backup, source);
         let file = NewFile::create(&self.backup).map_err(failed)?;
         backup::save(&header, file.file()).map_err(failed)?;
         file.publish().map_err(failed)?;

@@ -6,7 +6,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::super::exit::Exit;
-use super::{ToolError, VolumeArgs, output};
+use super::super::output;
+use super::super::tool_error::ToolError;
+use super::VolumeArgs;
 use crate::format::luks::{Approved, CopyState, Description, Header, LuksError, Policy};
 use crate::format::signature::{self, Contents};
 

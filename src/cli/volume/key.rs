@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::ToolError;
+use super::super::tool_error::ToolError;
 use crate::keys::{FixedKey, KeyManagers, KeyReference, Secret};
 
 /// Where key references lead.

@@ -1,20 +1,16 @@
 //! Volumes and their LUKS headers: made, looked at, and given other keys. One file for each command; here is what they
 //! share.
 
-mod confirm;
-mod error;
 mod format;
 mod header;
 mod inspect;
 mod kdf;
 mod key;
-mod output;
 mod preallocate;
 mod size;
 mod slot;
 mod target;
 
-pub use error::ToolError;
 pub(super) use format::FormatCommand;
 pub(super) use header::HeaderCommand;
 pub(super) use inspect::InspectCommand;

@@ -6,12 +6,14 @@ use clap::{ArgGroup, Args, Subcommand};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use super::super::confirm::ConfirmArgs;
 use super::super::exit::Exit;
-use super::confirm::ConfirmArgs;
+use super::super::output;
+use super::super::tool_error::ToolError;
+use super::VolumeArgs;
 use super::kdf::KdfArgs;
 use super::key::KeyArgs;
 use super::target::Target;
-use super::{ToolError, VolumeArgs, output};
 use crate::format::luks::{Description, EditError, HeaderEditor, LuksError, Policy, Slot, Version};
 
 const LUKS1_SLOTS: usize = 8;

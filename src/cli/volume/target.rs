@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::ErrorKind;
 
-use super::{ToolError, VolumeArgs};
+use super::super::tool_error::ToolError;
+use super::VolumeArgs;
 use crate::format::header_lock;
 use crate::format::luks::{EditError, Header, LuksError, Placement};
 use crate::server::config::VolumeConfig;

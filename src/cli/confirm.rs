@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use super::ToolError;
+use super::tool_error::ToolError;
 
 /// Answers questions in advance.
 #[derive(Debug, clap::Args)]

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::ToolError;
+use super::tool_error::ToolError;
 
 /// Prints `result` as JSON, or else as `text` puts it.
 pub(super) fn print<T: Serialize>(

@@ -1,16 +1,16 @@
-//! Why a command about a volume fails, and the exit code of each reason.
+//! Why a command about volumes or keys fails, and the exit code of each reason.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::super::exit::{Exit, key_exit, luks_exit, volume_exit};
-use super::super::resolve::ConfigError;
+use super::exit::{Exit, key_exit, luks_exit, volume_exit};
+use super::resolve::ConfigError;
 use crate::format::luks::{EditError, LuksError};
 use crate::format::signature::Contents;
 use crate::keys::{KeyConfigError, KeyError, ReferenceError};
 use crate::server::volume_file::VolumeError;
 
-/// Why a command about a volume fails.
+/// Why a command about volumes or keys fails.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
     /// Options that make no sense.
@@ -91,6 +91,14 @@ pub enum ToolError {
 }
 
 impl ToolError {
+    /// A new file cannot be made or filled.
+    pub(super) fn new_file(path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AlreadyExists => Self::Exists { path: path.to_owned() },
+            _ => Self::File { what: "make", path: path.to_owned(), source },
+        }
+    }
+
     /// The code to exit with.
     pub fn exit(&self) -> Exit {
         match self {
