@@ -40,7 +40,8 @@ const WRITE: u16 = 2;
 /// Random bytes have to make chains that are mostly good, or nothing deep is ever reached.
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
-    sector_doublings: u8,
+    /// Of the encryption sectors, and how much smaller blocks are.
+    sector_sizes: u8,
     read_only: bool,
     discard: bool,
     indirect: bool,
@@ -208,12 +209,13 @@ impl Entry {
 }
 
 fuzz_target!(|input: Input<'_>| {
-    let geometry = Geometry {
-        sector_size: SectorSize::new(512 << (input.sector_doublings % 4)).expect("one of four sizes"),
-        payload_offset_bytes: 0,
-        capacity_bytes: CAPACITY_BYTES,
-    };
-    let disk = DiskView { geometry, read_only: input.read_only, discard: input.discard };
+    let doublings = input.sector_sizes % 4;
+    let block_doublings = doublings - doublings.min(input.sector_sizes / 4 % 4);
+    let size = |doublings: u8| SectorSize::new(512 << doublings).expect("one of four sizes");
+    let geometry =
+        Geometry { sector_size: size(doublings), payload_offset_bytes: 0, capacity_bytes: CAPACITY_BYTES };
+    let logical_block = size(block_doublings);
+    let disk = DiskView { geometry, logical_block, read_only: input.read_only, discard: input.discard };
     let ram = Ram::reused(REGIONS);
     fill(&ram, &input);
     let memory = LocalMemory::new(ram.map());
@@ -431,7 +433,9 @@ fn meaning_of(chain: &[Descriptor], ram: &Ram, disk: &DiskView) -> Result<Meanin
         4 => Ok(Meaning::Flush),
         8 if to_driver.is_mapped(ram) => Ok(Meaning::GetId),
         8 => Err(Status::IoError),
-        11 if disk.discard => extents_of(&to_device, 16, 0, ram, disk).map(Meaning::Discard),
+        11 if disk.discard => {
+            extents_of(&to_device, 16, 0, ram, disk).map(|all| Meaning::Discard(whole_sectors(all, disk)))
+        }
         13 => extents_of(&to_device, 1, 1, ram, disk).map(Meaning::WriteZeroes),
         _ => Err(Status::Unsupported),
     }
@@ -462,9 +466,19 @@ fn extents_of(
     Ok(extents)
 }
 
-/// A part of the disk in whole sectors, in 128 bits: nothing to overflow.
+/// What of `extents` can be discarded: the sectors of which nothing stays.
+fn whole_sectors(extents: Vec<Extent>, disk: &DiskView) -> Vec<Extent> {
+    let sector_bytes = u64::from(disk.geometry.sector_size.bytes());
+    let whole = extents.into_iter().map(|(offset, len_bytes)| {
+        let (first, end) = (offset.div_ceil(sector_bytes), (offset + len_bytes) / sector_bytes);
+        (first * sector_bytes, end.saturating_sub(first) * sector_bytes)
+    });
+    whole.filter(|(_, len_bytes)| *len_bytes > 0).collect()
+}
+
+/// A part of the disk in whole logical blocks, in 128 bits: nothing to overflow.
 fn extent_of(sector: u64, len_bytes: u64, disk: &DiskView) -> Option<Extent> {
-    let (offset, unit) = (u128::from(sector) * 512, u128::from(disk.geometry.sector_size.bytes()));
+    let (offset, unit) = (u128::from(sector) * 512, u128::from(disk.logical_block.bytes()));
     let is_whole = offset % unit == 0 && u128::from(len_bytes) % unit == 0;
     let is_inside = offset + u128::from(len_bytes) <= u128::from(CAPACITY_BYTES);
     (is_whole && is_inside).then_some((offset as u64, len_bytes))
