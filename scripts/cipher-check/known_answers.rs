@@ -18,7 +18,7 @@ fn main() {
                 // So that numbers pass 2^32 on the way.
                 let first = (1_u64 << 32) - units;
                 let mut data: Vec<u8> = (0..sector_bytes * sector_count).map(|i| (i % 251) as u8).collect();
-                let key: Vec<u8> = (0..key_bytes).map(|i| i as u8 * 7 + sector_count as u8).collect();
+                let key: Vec<u8> = (0..key_bytes).map(|i| (i * 7 + sector_count) as u8).collect();
                 let (k1, k2) = key.split_at(key.len() / 2);
                 match key_bytes {
                     32 => encrypt(aes128(k1), aes128(k2), sector_bytes, first, &mut data),
