@@ -19,7 +19,7 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use client::{Access, Client, Load};
+use client::{Access, Client, Load, Order, Stop};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use tempfile::TempDir;
 
@@ -133,7 +133,7 @@ impl Drop for Backend {
 fn connect(socket: &Path, backend: &mut Child) -> Client {
     let give_up_at = Instant::now() + Duration::from_secs(10);
     loop {
-        match Client::connect(socket) {
+        match Client::connect(socket, 1) {
             Ok(client) => return client,
             Err(error) => {
                 let ended = backend.try_wait().expect("the back end is our child");
@@ -145,15 +145,19 @@ fn connect(socket: &Path, backend: &mut Child) -> Client {
     }
 }
 
+fn random(access: Access, request_bytes: usize, depth: usize) -> Load {
+    Load { access, order: Order::Random, request_bytes, depth }
+}
+
 fn served_disk(criterion: &mut Criterion) {
-    let loads = [
-        Load { access: Access::Read, request_bytes: 4 * KIB, depth: 1 },
-        Load { access: Access::Read, request_bytes: 4 * KIB, depth: 32 },
-        Load { access: Access::Read, request_bytes: 128 * KIB, depth: 8 },
-        Load { access: Access::Write, request_bytes: 4 * KIB, depth: 1 },
-        Load { access: Access::Write, request_bytes: 4 * KIB, depth: 32 },
-        Load { access: Access::Write, request_bytes: 128 * KIB, depth: 8 },
-    ];
+    let loads = [(Access::Read, 4, 1), (Access::Read, 4, 32), (Access::Read, 128, 8)];
+    let writes = loads.map(|(_, kib, depth)| (Access::Write, kib, depth));
+    let loads: Vec<Load> = loads
+        .into_iter()
+        .chain(writes)
+        .map(|(access, kib, depth)| random(access, kib * KIB, depth))
+        .collect();
+
     let mut backends = CONTENDERS.map(|contender| (contender.name, Backend::start(contender)));
     for (_, (_, client)) in &mut backends {
         client.verify().expect("the back end answers");
@@ -175,7 +179,7 @@ fn small_blocks(criterion: &mut Criterion) {
     }
     let [by_512, in_blocks, by_4096] = &mut backends;
     for depth in [1, 32] {
-        let loads = [Access::Read, Access::Write].map(|access| Load { access, request_bytes: 512, depth });
+        let loads = [Access::Read, Access::Write].map(|access| random(access, 512, depth));
         measure(criterion, "blocks", &loads, &mut [&mut *by_512, &mut *in_blocks]);
         let loads = loads.map(|load| Load { request_bytes: 4 * KIB, ..load });
         measure(criterion, "blocks", &loads, &mut [&mut *by_512, &mut *in_blocks, &mut *by_4096]);
@@ -201,7 +205,9 @@ fn measure(
             .sample_size(20);
         for (name, (_, client)) in &mut *backends {
             group.bench_function(BenchmarkId::from_parameter(*name), |bencher| {
-                bencher.iter_custom(|count| client.run(*load, count).expect("the back end answers"));
+                bencher.iter_custom(|count| {
+                    client.run(*load, Stop::Requests(count)).expect("the back end answers").elapsed
+                });
             });
         }
         group.finish();
