@@ -101,7 +101,7 @@ impl Vector for __m512i {
         let [one, two, three] = [1, 2, 3].map(|i| sectors.step.wrapping_mul(i).cast_signed());
         let first = _mm512_set1_epi64(sectors.first.cast_signed());
         let positions = _mm512_add_epi64(first, _mm512_set_epi64(three, three, two, two, one, one, 0, 0));
-        let numbers = _mm512_srl_epi64(positions, _mm_cvtsi32_si128(sectors.shift.cast_signed()));
+        let numbers = _mm512_srlv_epi64(positions, _mm512_set1_epi64(sectors.shift.into()));
         // SAFETY: `layout` is 16 bytes.
         let layout = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(layout.as_ptr().cast()) });
         _mm512_shuffle_epi8(numbers, layout)
@@ -119,8 +119,10 @@ impl Vector for __m512i {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,vpclmulqdq")]
     unsafe fn times_x_to(self, power: u32) -> Self {
-        let carry = _mm512_srl_epi64(self, _mm_cvtsi32_si128(64 - power.cast_signed()));
-        add_carry(_mm512_sll_epi64(self, _mm_cvtsi32_si128(power.cast_signed())), carry)
+        let left = _mm512_set1_epi64(power.into());
+        let right = _mm512_set1_epi64((64 - power).into());
+        let carry = _mm512_srlv_epi64(self, right);
+        add_carry(_mm512_sllv_epi64(self, left), carry)
     }
 
     #[inline]
