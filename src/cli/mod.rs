@@ -5,6 +5,8 @@ mod confirm;
 mod convert;
 mod exit;
 mod formats;
+mod key;
+mod keystore;
 mod log;
 mod output;
 mod progress;
@@ -47,6 +49,10 @@ enum Command {
     Slot(volume::SlotCommand),
     /// Back up and restore the header of a LUKS volume
     Header(volume::HeaderCommand),
+    /// Make, list, move, rotate and destroy keys in a key manager
+    Key(key::KeyCommand),
+    /// Make an embedded keystore, check it, copy it, and change what it is encrypted under
+    Keystore(keystore::KeystoreCommand),
     /// Make a volume from a raw disk, an image or another volume, or the reverse
     Convert(convert::ConvertCommand),
     /// Become a program that reads disk images, with no rights but to the one on standard input
@@ -84,6 +90,8 @@ impl Command {
             Self::Inspect(command) => command.run(),
             Self::Slot(command) => command.run(),
             Self::Header(command) => command.run(),
+            Self::Key(command) => command.run(),
+            Self::Keystore(command) => command.run(),
             Self::Convert(command) => return command.run(),
             Self::ImageTool(command) => return command.run(),
         }

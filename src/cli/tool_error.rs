@@ -85,6 +85,9 @@ pub enum ToolError {
     /// Somebody said no.
     #[error("not confirmed: nothing was changed")]
     Declined,
+    /// Standard output leads to a screen, and so into its history.
+    #[error("key bytes are not written to a terminal: name a file, or a pipe as standard output")]
+    KeyOnTerminal,
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -108,9 +111,11 @@ impl ToolError {
             Self::Luks(error) => luks_exit(error),
             Self::Edit(error) => edit_exit(error),
             Self::File { .. } | Self::Output(_) => Exit::Failure,
-            Self::HoldsData { .. } | Self::Exists { .. } | Self::Unconfirmed { .. } | Self::Declined => {
-                Exit::Refused
-            }
+            Self::HoldsData { .. }
+            | Self::Exists { .. }
+            | Self::Unconfirmed { .. }
+            | Self::Declined
+            | Self::KeyOnTerminal => Exit::Refused,
         }
     }
 }

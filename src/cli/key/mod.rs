@@ -1,0 +1,117 @@
+//! Keys in a key manager: made, looked at, moved, rotated and destroyed. One file for each command; here is what they
+//! share.
+
+mod audit;
+mod create;
+mod destroy;
+mod list;
+mod transfer;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::exit::Exit;
+use super::tool_error::ToolError;
+use crate::keys::{FixedKey, KeyAdmin, KeyId, KeyManagers, KeyReference, ManagerName};
+
+/// The commands of `sealblk key`.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::table())]
+pub(super) struct KeyCommand {
+    #[command(subcommand)]
+    action: KeyAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyAction {
+    /// Make a new random key inside the key manager
+    Create(create::CreateCommand),
+    /// List the keys of the key manager
+    List(list::ListCommand),
+    /// Show what is known of one key
+    Show(list::ShowCommand),
+    /// Destroy a key for good
+    Destroy(destroy::DestroyCommand),
+    /// Copy an existing key into the key manager
+    Import(transfer::ImportCommand),
+    /// Copy a key out of the key manager, to a file or a pipe
+    Export(transfer::ExportCommand),
+    /// Show the audit log of a keystore
+    Audit(audit::AuditCommand),
+}
+
+/// Which key manager is meant, and how results are printed.
+#[derive(Debug, Args)]
+pub(super) struct ManagerArgs {
+    /// The key manager: a scheme, or SCHEME@PROFILE of the key configuration file
+    #[arg(long, value_name = "NAME", default_value = "keystore")]
+    key_manager: String,
+    #[command(flatten)]
+    config: KeyConfigArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Where key managers are set up.
+#[derive(Debug, Args)]
+pub(super) struct KeyConfigArgs {
+    /// Key configuration file [default: /etc/sealblk/keys.toml]
+    #[arg(long, value_name = "FILE")]
+    key_config: Option<PathBuf>,
+}
+
+impl KeyCommand {
+    pub(super) fn run(self) -> Result<(), ToolError> {
+        match self.action {
+            KeyAction::Create(command) => command.run(),
+            KeyAction::List(command) => command.run(),
+            KeyAction::Show(command) => command.run(),
+            KeyAction::Destroy(command) => command.run(),
+            KeyAction::Import(command) => command.run(),
+            KeyAction::Export(command) => command.run(),
+            KeyAction::Audit(command) => command.run(),
+        }
+    }
+}
+
+impl KeyConfigArgs {
+    /// The key managers of this host.
+    pub(super) fn managers(&self) -> Result<KeyManagers, ToolError> {
+        Ok(KeyManagers::new(self.key_config.as_deref(), FixedKey::Refuse)?)
+    }
+}
+
+impl ManagerArgs {
+    /// The key managers of this host.
+    pub(super) fn managers(&self) -> Result<KeyManagers, ToolError> {
+        self.config.managers()
+    }
+
+    /// What the chosen manager is called.
+    pub(super) fn name(&self) -> Result<ManagerName, ToolError> {
+        self.key_manager.parse().map_err(|problem| ToolError::Reference { option: "--key-manager", problem })
+    }
+
+    /// The chosen manager.
+    pub(super) fn admin(&self) -> Result<Box<dyn KeyAdmin>, ToolError> {
+        Ok(self.managers()?.admin(&self.name()?)?)
+    }
+
+    /// The reference to the key that `text` names: ID or ID#VERSION within the chosen manager, or a whole reference
+    /// to it, as other commands print them.
+    pub(super) fn reference(&self, text: &str) -> Result<KeyReference, ToolError> {
+        let name = self.name()?;
+        let whole = match text.starts_with(&format!("{name}:")) {
+            true => text.to_owned(),
+            false => format!("{name}:{text}"),
+        };
+        whole.parse().map_err(|problem| ToolError::Reference { option: "the key's name", problem })
+    }
+
+    /// The same as what the manager calls it.
+    pub(super) fn key_id(&self, text: &str) -> Result<KeyId, ToolError> {
+        Ok(self.reference(text)?.id().clone())
+    }
+}
