@@ -26,24 +26,25 @@ pub(super) struct AuditCommand {
 impl AuditCommand {
     pub(super) fn run(&self) -> Result<(), ToolError> {
         let key = self.key.as_deref().map(|text| self.manager.key_id(text)).transpose()?;
-        let keystore = self.manager.managers()?.keystore(&self.manager.name()?)?;
-        let mut stdout = io::BufWriter::new(io::stdout().lock());
-        let mut written = Ok(());
-        keystore.with(|keystore| {
+        let is_about = |entry: &AuditEntry| match &key {
+            None => true,
+            Some(id) => {
+                entry.key.is_some_and(|key| key.to_string() == id.name())
+                    && (id.version().is_none() || entry.version == id.version())
+            }
+        };
+        // Collected first: the keystore is not kept from wiping its log for as long as somebody reads.
+        let mut text = String::new();
+        self.manager.managers()?.keystore(&self.manager.name()?)?.with(|keystore| {
             keystore.each_audit_entry(self.after, |entry| {
-                let is_about = |entry: &AuditEntry| match &key {
-                    None => true,
-                    Some(id) => {
-                        entry.key.is_some_and(|key| key.to_string() == id.name())
-                            && (id.version().is_none() || entry.version == id.version())
-                    }
-                };
-                if written.is_ok() && is_about(&entry) {
-                    written = writeln!(stdout, "{}", self.line(&entry));
+                if is_about(&entry) {
+                    text += &self.line(&entry);
+                    text.push('\n');
                 }
             })
         })?;
-        written.and_then(|()| stdout.flush()).map_err(ToolError::Output)
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(ToolError::Output)
     }
 
     fn line(&self, entry: &AuditEntry) -> String {
