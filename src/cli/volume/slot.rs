@@ -14,7 +14,9 @@ use super::VolumeArgs;
 use super::kdf::KdfArgs;
 use super::key::KeyArgs;
 use super::target::Target;
-use crate::format::luks::{Description, EditError, HeaderEditor, LuksError, Policy, Slot, Version};
+use crate::format::luks::{
+    Description, EditError, HeaderEditor, LuksError, Policy, Replacement, Slot, Version,
+};
 
 const LUKS1_SLOTS: usize = 8;
 const LUKS2_SLOTS: usize = 32;
@@ -186,19 +188,8 @@ impl ChangeCommand {
         let new_key = self.keys.fetch("--new-key", &self.new_key)?;
         let mut editor = target.edit()?;
         let kdf = self.kdf.resolve(&new_key, editor.description().version)?;
-        // A change is two steps, and may have been cut off after the first: then that is not repeated.
-        let of_new_key = editor.slots_opened_by(&new_key)?;
-        let mut of_key = editor.slots_opened_by(&key)?;
-        of_key.retain(|slot| !of_new_key.contains(slot));
-        let slot = match (of_new_key.first(), of_key.is_empty()) {
-            (Some(slot), _) => *slot,
-            (None, true) => return Err(LuksError::WrongKey("").into()),
-            (None, false) => editor.add(&key, &new_key, None, kdf)?,
-        };
-        if !of_key.is_empty() {
-            editor.remove(&of_key)?;
-        }
-        self.target.report(&editor, Some(slot), of_new_key.is_empty(), of_key)
+        let Replacement { slot, added, removed } = editor.replace_key(&key, &new_key, kdf)?;
+        self.target.report(&editor, Some(slot), added, removed)
     }
 }
 
@@ -234,7 +225,7 @@ impl RemoveCommand {
 
 impl Target {
     /// Claims the header. The keys have been fetched by then: that may take its time.
-    fn edit(self) -> Result<HeaderEditor, ToolError> {
+    pub(super) fn edit(self) -> Result<HeaderEditor, ToolError> {
         let placement = self.placement();
         Ok(HeaderEditor::open(self.into_header_file(), &Policy::default(), placement)?)
     }

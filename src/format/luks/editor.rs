@@ -32,6 +32,17 @@ use crate::locked::wipe_dead_stack;
 const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
+/// What [`HeaderEditor::replace_key`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replacement {
+    /// The slot that the new key opens.
+    pub slot: u32,
+    /// Whether that slot was made now.
+    pub added: bool,
+    /// Slots that are gone.
+    pub removed: Vec<u32>,
+}
+
 /// A header that is ours to change.
 #[derive(Debug)]
 pub struct HeaderEditor {
@@ -143,6 +154,31 @@ impl HeaderEditor {
             false => Ok(()),
             true => Err(EditError::Verification("the removed key slot")),
         }
+    }
+
+    /// Lets `new` open the volume in place of `present`: there is a slot for `new`, tried, before those of `present` go.
+    /// Cut off anywhere, it is finished by being called again.
+    ///
+    /// # Errors
+    /// See [`EditError`]; [`LuksError::WrongKey`] when neither key opens the volume.
+    pub fn replace_key(
+        &mut self,
+        present: &Secret,
+        new: &Secret,
+        kdf: SlotKdf,
+    ) -> Result<Replacement, EditError> {
+        let of_new = self.slots_opened_by(new)?;
+        let mut removed = self.slots_opened_by(present)?;
+        removed.retain(|slot| !of_new.contains(slot));
+        let slot = match (of_new.first(), removed.is_empty()) {
+            (Some(slot), _) => *slot,
+            (None, true) => return Err(LuksError::WrongKey("").into()),
+            (None, false) => self.add(present, new, None, kdf)?,
+        };
+        if !removed.is_empty() {
+            self.remove(&removed)?;
+        }
+        Ok(Replacement { slot, added: of_new.is_empty(), removed })
     }
 
     /// Whether `slots` are there, and not all that open the volume.

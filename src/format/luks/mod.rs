@@ -41,7 +41,7 @@ use tracing::warn;
 pub use create::{Extent, MadeHeader, NewHeader};
 pub use description::{Argon2, Description, Kdf, KeyDigest, Priority, Segment, Slot, Token};
 pub use edit_error::EditError;
-pub use editor::HeaderEditor;
+pub use editor::{HeaderEditor, Replacement};
 pub use error::LuksError;
 pub use expectations::{Expectations, ExpectedCipher};
 pub use kdf_limits::KdfLimits;
