@@ -24,6 +24,16 @@ pub enum ToolError {
         /// What is wrong with it.
         problem: ReferenceError,
     },
+    /// Rotation from a key to itself.
+    #[error(
+        "--key and --new-key name one key: name another version of it in each, or leave out --new-key for a new version"
+    )]
+    OneKey,
+    /// The same, as their bytes say.
+    #[error(
+        "--key and --new-key lead to the same bytes: there is nothing to rotate, and nothing was changed"
+    )]
+    EqualKeys,
     /// The key configuration file is wrong.
     #[error(transparent)]
     KeyConfig(#[from] KeyConfigError),
@@ -105,7 +115,12 @@ impl ToolError {
     /// The code to exit with.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Reference { .. } | Self::KeyConfig(_) | Self::Size { .. } => Exit::Usage,
+            Self::Config(_)
+            | Self::Reference { .. }
+            | Self::OneKey
+            | Self::EqualKeys
+            | Self::KeyConfig(_)
+            | Self::Size { .. } => Exit::Usage,
             Self::Fetch(error) => key_exit(error),
             Self::Volume(error) => volume_exit(error),
             Self::Luks(error) => luks_exit(error),

@@ -51,6 +51,18 @@ impl KeyReference {
     pub fn id(&self) -> &KeyId {
         &self.id
     }
+
+    /// That version of the same key.
+    #[must_use]
+    pub fn with_version(&self, version: u32) -> Self {
+        Self { id: self.id.clone().with_version(version), ..self.clone() }
+    }
+
+    /// Whether both may name versions of one key. Profiles do not tell keys apart: two may lead to one keystore.
+    pub fn may_share_key_with(&self, other: &Self) -> bool {
+        let schemes = [self.manager.scheme, other.manager.scheme];
+        schemes[0] == schemes[1] && schemes[0].takes_version && self.id.name == other.id.name
+    }
 }
 
 impl ManagerName {
@@ -272,6 +284,19 @@ mod tests {
             assert_eq!(parse(&reference.to_string()), Ok(reference));
         }
         assert_eq!(parse("file+raw:/x").unwrap().to_string(), "file:/x");
+    }
+
+    #[test]
+    fn versions_of_one_key_are_told_from_other_keys() {
+        let shares = |one, other| parse(one).unwrap().may_share_key_with(&parse(other).unwrap());
+        let version = parse("nested@prod+hex:vm1").unwrap().with_version(3);
+        assert_eq!(version.to_string(), "nested@prod+hex:vm1#3");
+        assert!(shares("nested:vm1", "nested:vm1"));
+        assert!(shares("nested:vm1#1", "nested@prod+hex:vm1#2"));
+        assert!(!shares("nested:vm1", "nested:vm2"));
+        assert!(!shares("nested:vm1", "file:vm1"));
+        // Where keys have no versions, two names are two keys as far as anybody can tell.
+        assert!(!shares("file:vm1", "file+hex:vm1"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod audit;
 mod create;
 mod destroy;
 mod list;
+mod rotate;
 mod transfer;
 
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ enum KeyAction {
     List(list::ListCommand),
     /// Show what is known of one key
     Show(list::ShowCommand),
+    /// Make a new version of a key, or give a LUKS volume another key
+    Rotate(rotate::RotateCommand),
     /// Destroy a key for good
     Destroy(destroy::DestroyCommand),
     /// Copy an existing key into the key manager
@@ -68,6 +71,7 @@ impl KeyCommand {
             KeyAction::Create(command) => command.run(),
             KeyAction::List(command) => command.run(),
             KeyAction::Show(command) => command.run(),
+            KeyAction::Rotate(command) => command.run(),
             KeyAction::Destroy(command) => command.run(),
             KeyAction::Import(command) => command.run(),
             KeyAction::Export(command) => command.run(),

@@ -7,6 +7,7 @@ mod inspect;
 mod kdf;
 mod key;
 mod preallocate;
+mod rotate;
 mod size;
 mod slot;
 mod target;
@@ -14,6 +15,7 @@ mod target;
 pub(super) use format::FormatCommand;
 pub(super) use header::HeaderCommand;
 pub(super) use inspect::InspectCommand;
+pub(super) use rotate::VolumeRotation;
 pub(super) use size::ByteSize;
 pub(super) use slot::SlotCommand;
 
