@@ -16,6 +16,7 @@ mod bench;
 mod convert;
 mod headers;
 mod keys;
+mod managed;
 mod sockets;
 mod volumes;
 

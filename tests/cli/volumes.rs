@@ -8,15 +8,15 @@ use serde_json::Value;
 
 use super::*;
 
-const REFUSED: i32 = 9;
+pub(super) const REFUSED: i32 = 9;
 
 /// Costs that a test can wait for.
-const FAST: &str = "--pbkdf pbkdf2 --pbkdf-iterations 1000";
+pub(super) const FAST: &str = "--pbkdf pbkdf2 --pbkdf-iterations 1000";
 const MIB: u64 = 1 << 20;
 
 impl Bench {
     /// A folder with two keys and no volume.
-    fn without_volume() -> Self {
+    pub(super) fn without_volume() -> Self {
         let bench = Self::new();
         fs::remove_file(bench.path("vol")).unwrap();
         bench.write_key("other", b"0therKeyThatIsNotSecretButLong");
@@ -24,7 +24,7 @@ impl Bench {
     }
 
     /// The same with a LUKS volume of this type that leaves the guest 1 MiB.
-    fn with_volume(kind: &str) -> Self {
+    pub(super) fn with_volume(kind: &str) -> Self {
         let bench = Self::without_volume();
         bench.done(&format!("format vol --size 1M --type {kind} --key file:key {FAST}"));
         bench
@@ -32,18 +32,18 @@ impl Bench {
 
     /// Runs a command that succeeds, for what it says as JSON.
     #[track_caller]
-    fn done(&self, arguments: &str) -> Value {
+    pub(super) fn done(&self, arguments: &str) -> Value {
         let ended = self.run(&format!("{arguments} --json"));
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{arguments}");
         assert_eq!(ended.stdout.lines().count(), 1, "one JSON object: {}", ended.stdout);
         serde_json::from_str(&ended.stdout).unwrap()
     }
 
-    fn bytes(&self, name: &str) -> Vec<u8> {
+    pub(super) fn bytes(&self, name: &str) -> Vec<u8> {
         fs::read(self.path(name)).unwrap()
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(&self.folder)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -52,7 +52,7 @@ impl Bench {
         names
     }
 
-    fn slots(&self) -> Vec<u64> {
+    pub(super) fn slots(&self) -> Vec<u64> {
         let listing = self.done("slot list vol");
         listing["slots"].as_array().unwrap().iter().map(|slot| slot["id"].as_u64().unwrap()).collect()
     }
@@ -66,14 +66,14 @@ impl Bench {
 }
 
 /// A `sealblk serve` that waits for its VMM, until dropped.
-struct Served {
+pub(super) struct Served {
     process: Child,
     /// Held open, or the process could not log.
     _log: BufReader<ChildStderr>,
 }
 
 impl Served {
-    fn start(bench: &Bench, more: &str) -> Self {
+    pub(super) fn start(bench: &Bench, more: &str) -> Self {
         let mut command = Command::new(PROGRAM);
         command
             .args(["serve", "--socket-path", "s", "--blk-file", "vol"])

@@ -7,6 +7,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,10 @@ use crate::locked::wipe_dead_stack;
 /// slot's key may take seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What the area of a removed slot begins with, before random bytes: a slot that the header still names is known by it
+/// to open nothing. The key material of no other begins so, but by a chance of 2^-128.
+const REMOVED: &[u8; 16] = b"a removed slot\n\0";
 
 /// What [`HeaderEditor::replace_key`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,6 +180,7 @@ impl HeaderEditor {
             (None, true) => return Err(LuksError::WrongKey("").into()),
             (None, false) => self.add(present, new, None, kdf)?,
         };
+        removed.extend(self.half_removed_slots()?);
         if !removed.is_empty() {
             self.remove(&removed)?;
         }
@@ -190,11 +196,27 @@ impl HeaderEditor {
         if let Some(slot) = slots.iter().find(|slot| !present.iter().any(|present| present.id == **slot)) {
             return Err(EditError::NoSuchSlot(*slot));
         }
-        let left = present.iter().any(|slot| slot.digest.is_some() && !slots.contains(&slot.id));
+        let dead = self.half_removed_slots()?;
+        let stays = |slot: &Slot| !slots.contains(&slot.id) && !dead.contains(&slot.id);
+        let left = present.iter().any(|slot| slot.digest.is_some() && stays(slot));
         match slots.first() {
             Some(slot) if !left => Err(EditError::LastSlot(*slot)),
             _ => Ok(()),
         }
+    }
+
+    /// Slots whose removal was cut off between the end of their key material and that of their entry in the header.
+    fn half_removed_slots(&self) -> Result<Vec<u32>, EditError> {
+        let memory = self.header.snapshot().memory();
+        let mut found = Vec::new();
+        for slot in &self.description().slots {
+            let mut start = [0; REMOVED.len()];
+            memory.read_exact_at(&mut start, slot.area_offset_bytes).map_err(EditError::Memory)?;
+            if start == *REMOVED {
+                found.push(slot.id);
+            }
+        }
+        Ok(found)
     }
 
     /// The header with `slots` gone.
@@ -204,6 +226,9 @@ impl HeaderEditor {
         for slot in slots {
             library::call(|| device.keyslot_handle().destroy(*slot))
                 .map_err(|source| EditError::Library { what: "remove the key slot", source })?;
+        }
+        for slot in self.description().slots.iter().filter(|slot| slots.contains(&slot.id)) {
+            image.write(REMOVED, slot.area_offset_bytes).map_err(EditError::Memory)?;
         }
         Ok(image)
     }

@@ -206,6 +206,28 @@ fn whenever_a_change_is_cut_off_a_key_opens_the_volume() {
 }
 
 #[test]
+fn a_removal_that_was_cut_off_is_neither_a_key_nor_forgotten() {
+    for version in [Version::Luks1, Version::Luks2] {
+        let volume = volume(version);
+        let mut editor = editor(&volume);
+        editor.add(&secret(OLD), &secret(NEW), None, SlotKdf::RANDOM_KEY).unwrap();
+        let image = editor.without_slots(&[0]).unwrap();
+        let mut transfer = Transfer::updating(&editor.image().unwrap(), &image).unwrap();
+        transfer.stages.truncate(1);
+        transfer.apply(&image, volume.as_file()).unwrap();
+        drop(editor);
+
+        let mut editor = self::editor(&volume);
+        assert_eq!(editor.description().slots.len(), 2);
+        assert!(matches!(editor.remove(&[1]), Err(EditError::LastSlot(1))), "slot 0 opens nothing any more");
+        let replacement = editor.replace_key(&secret(OLD), &secret(NEW), SlotKdf::RANDOM_KEY).unwrap();
+        assert_eq!(replacement, Replacement { slot: 1, added: false, removed: vec![0] });
+        assert_eq!(editor.description().slots.len(), 1);
+        assert!(is_opened_by(volume.as_file(), NEW));
+    }
+}
+
+#[test]
 fn whenever_a_replacement_is_cut_off_nothing_half_written_is_recognised() {
     for version in [Version::Luks1, Version::Luks2] {
         for other in [Version::Luks1, Version::Luks2] {

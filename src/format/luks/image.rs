@@ -80,6 +80,11 @@ impl HeaderImage {
         Ok(bytes)
     }
 
+    /// Puts `bytes` at `offset_bytes`.
+    pub(super) fn write(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {
+        self.memory.write_all_at(bytes, offset_bytes)
+    }
+
     /// Bytes of one copy of the header without the slots' areas; of which LUKS2 has two, LUKS1 one.
     pub(super) fn copy_bytes(&self) -> io::Result<u64> {
         match self.version {
