@@ -16,6 +16,7 @@ mod harness;
 mod hostile;
 mod late_writes;
 mod lifecycle;
+mod managed_key;
 mod messages;
 mod notifications;
 mod small_blocks;

@@ -68,6 +68,7 @@ pub struct Serve {
     layout: Layout,
     image: Option<Vec<u8>>,
     passphrase: Option<Vec<u8>>,
+    key_args: Option<Vec<String>>,
     args: Vec<String>,
     queues: usize,
     endpoint: Endpoint,
@@ -86,6 +87,7 @@ impl Serve {
             layout,
             image: None,
             passphrase: None,
+            key_args: None,
             args: Vec::new(),
             queues: 1,
             endpoint: Endpoint::Listen,
@@ -97,6 +99,13 @@ impl Serve {
     pub fn luks(image: Vec<u8>, passphrase: &[u8]) -> Self {
         let layout = Layout { key: None, ..Layout::encrypted(image.len()) };
         Self { passphrase: Some(passphrase.to_vec()), ..Self::volume(layout).image(image) }
+    }
+
+    /// The volume at `path`, which has a LUKS header, with the key that `key_args` name.
+    pub fn luks_at(path: &Path, key_args: &[&str]) -> Self {
+        let nothing = Layout { key: None, ..Layout::encrypted(0) };
+        let key_args = Some(key_args.iter().map(ToString::to_string).collect());
+        Self { key_args, ..Self::volume(nothing).behind(path) }
     }
 
     /// The encryption sector size.
@@ -172,7 +181,7 @@ impl Serve {
         let mut args = vec!["serve".to_string()];
         args.extend(["--blk-file".into(), path_text(self.behind.as_deref().unwrap_or(&volume.image))]);
         args.extend(["--num-queues".into(), self.queues.to_string()]);
-        args.extend(format_args(volume));
+        args.extend(self.key_args.unwrap_or_else(|| format_args(volume)));
         args.extend(self.args);
         let program = env!("CARGO_BIN_EXE_sealblk");
         match self.endpoint {
