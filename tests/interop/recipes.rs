@@ -7,11 +7,12 @@ use std::process::Command;
 
 const PAGE: &str = include_str!("../../docs/keys.md");
 
-/// Stands for `sealblk` in a recipe: serves until its socket is there, and ends well.
+/// Stands for `sealblk` in a recipe. Of `serve` it waits until its socket is there, and ends it well.
 const STAND_IN: &str = r#"#!/bin/sh
+test ! -e "$ROOT/etc/sealblk/keys.toml" || set -- "$@" --key-config "$ROOT/etc/sealblk/keys.toml"
+test "$1" = serve || exec "$PROGRAM" "$@"
 rm -f "$ROOT/run/vm1.sock"
 set -- "$@" --num-queues 1
-test ! -e "$ROOT/etc/sealblk/keys.toml" || set -- "$@" --key-config "$ROOT/etc/sealblk/keys.toml"
 "$PROGRAM" "$@" &
 while test ! -S "$ROOT/run/vm1.sock"; do
     kill -0 $! 2>/dev/null || { wait $!; exit; }
@@ -47,7 +48,7 @@ fn each_recipe_serves_a_volume() {
     assert!(found.len() >= 6, "these are not all recipes: {found:#?}");
     for recipe in found {
         // The same folders, out of the way of this machine's own.
-        let moved = ["/run/", "/etc/"].iter().fold(recipe.to_owned(), |text, place| {
+        let moved = ["/run/", "/etc/", "/var/"].iter().fold(recipe.to_owned(), |text, place| {
             text.replace(place, &format!("{}{place}", root.display()))
         });
         let output = Command::new("sh")

@@ -17,6 +17,18 @@ const EXPLAINED: &[(&str, &str)] = &[
     ("convert", "docs/volumes.md"),
     ("header backup", "docs/volumes.md"),
     ("header restore", "docs/volumes.md"),
+    ("key create", "docs/keys.md"),
+    ("key list", "docs/keys.md"),
+    ("key show", "docs/keys.md"),
+    ("key rotate", "docs/keys.md"),
+    ("key destroy", "docs/keys.md"),
+    ("key import", "docs/keys.md"),
+    ("key export", "docs/keys.md"),
+    ("key audit", "docs/keys.md"),
+    ("keystore init", "docs/keystore.md"),
+    ("keystore verify", "docs/keystore.md"),
+    ("keystore rotate-kek", "docs/keystore.md"),
+    ("keystore copy", "docs/keystore.md"),
 ];
 
 /// Options of any command that its document does not mention.
