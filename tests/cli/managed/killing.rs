@@ -28,6 +28,7 @@ pub(super) enum Run {
 
 /// Runs `command` with one thread until it is about to make change number `nth` (from 0) of a file in `folder`, and
 /// kills it there, or until it ends.
+#[expect(clippy::zombie_processes, reason = "it is waited for by its number: only so are stops told")]
 pub(super) fn kill_before_change(command: &mut Command, folder: &Path, nth: usize) -> Run {
     let child = traced(command);
     let pid = child.id().cast_signed();

@@ -142,7 +142,14 @@ impl Beginning {
 
     fn restore(&self, bench: &Bench) {
         for (name, bytes) in &self.0 {
-            bench.write_key(name, bytes);
+            // With holes where it had them: less to be made durable by the program each time.
+            let file = File::create(bench.path(name)).unwrap();
+            file.set_len(bytes.len() as u64).unwrap();
+            for (block, at) in bytes.chunks(4096).zip((0..).step_by(4096)) {
+                if block.iter().any(|byte| *byte != 0) {
+                    file.write_all_at(block, at).unwrap();
+                }
+            }
         }
         for name in ["ks/keystore-wal", "ks/keystore-shm"] {
             // It is there after some runs only.
