@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::key::KeyConfigArgs;
+use super::key_config::KeyConfigArgs;
 use super::output;
 use super::tool_error::ToolError;
 use crate::keys::keystore::{AuditAnchor, KeystoreManager};

@@ -6,6 +6,7 @@ mod convert;
 mod exit;
 mod formats;
 mod key;
+mod key_config;
 mod keystore;
 mod log;
 mod output;

@@ -8,13 +8,12 @@ mod list;
 mod rotate;
 mod transfer;
 
-use std::path::PathBuf;
-
 use clap::{Args, Subcommand};
 
 use super::exit::Exit;
+pub(super) use super::key_config::KeyConfigArgs;
 use super::tool_error::ToolError;
-use crate::keys::{FixedKey, KeyAdmin, KeyId, KeyManagers, KeyReference, ManagerName};
+use crate::keys::{KeyAdmin, KeyId, KeyManagers, KeyReference, ManagerName};
 
 /// The commands of `sealblk key`.
 #[derive(Debug, Args)]
@@ -57,14 +56,6 @@ pub(super) struct ManagerArgs {
     pub(super) json: bool,
 }
 
-/// Where key managers are set up.
-#[derive(Debug, Args)]
-pub(super) struct KeyConfigArgs {
-    /// Key configuration file [default: /etc/sealblk/keys.toml]
-    #[arg(long, value_name = "FILE")]
-    key_config: Option<PathBuf>,
-}
-
 impl KeyCommand {
     pub(super) fn run(self) -> Result<(), ToolError> {
         match self.action {
@@ -77,13 +68,6 @@ impl KeyCommand {
             KeyAction::Export(command) => command.run(),
             KeyAction::Audit(command) => command.run(),
         }
-    }
-}
-
-impl KeyConfigArgs {
-    /// The key managers of this host.
-    pub(super) fn managers(&self) -> Result<KeyManagers, ToolError> {
-        Ok(KeyManagers::new(self.key_config.as_deref(), FixedKey::Refuse)?)
     }
 }
 

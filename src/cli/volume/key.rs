@@ -1,18 +1,16 @@
 //! Keys for the commands about volumes: by reference, from any manager that `serve` knows.
 
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 
+use super::super::key_config::KeyConfigArgs;
 use super::super::tool_error::ToolError;
-use crate::keys::{FixedKey, KeyManagers, KeyReference, Secret};
+use crate::keys::{FixedKey, KeyReference, Secret};
 
 /// Where key references lead.
 #[derive(Debug, Args)]
 pub(super) struct KeyArgs {
-    /// File with the profiles of key managers [default: /etc/sealblk/keys.toml]
-    #[arg(long, value_name = "FILE")]
-    key_config: Option<PathBuf>,
+    #[command(flatten)]
+    config: KeyConfigArgs,
     /// Allow something unsafe by name
     #[arg(long, value_name = "GATE")]
     insecure: Vec<KeyGate>,
@@ -33,7 +31,6 @@ impl KeyArgs {
         };
         let reference: KeyReference =
             reference.parse().map_err(|problem| ToolError::Reference { option, problem })?;
-        let managers = KeyManagers::new(self.key_config.as_deref(), fixed_key)?;
-        Ok(managers.source(&reference)?.fetch()?)
+        Ok(self.config.managers_with(fixed_key)?.source(&reference)?.fetch()?)
     }
 }
