@@ -169,6 +169,7 @@ impl LuksDestination {
             key_size: self.key_size,
             sector_size: self.sector_size,
             label: self.label.clone(),
+            subsystem: None,
             uuid: None,
             kdf: SlotKdf::suited_to(secret, self.version),
             extent: match self.header_path {

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
 
 use super::config::VolumeConfig;
 use super::lock_holder::{Holder, holder};
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, SectorSize};
 
 /// How long a volume may stay busy before it counts as somebody else's: udev locks a block device while it looks at
 /// it, and a process takes a moment to end.
@@ -319,6 +319,15 @@ fn direct_alignment(path: &Path, file: &File, is_block_device: bool) -> Result<u
     }
 }
 
+/// The smallest encryption sector that direct I/O on `file` can write: 512 bytes, unless storage says otherwise.
+pub fn smallest_sector(file: &File) -> SectorSize {
+    let told = match statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+        Ok(status) if status.stx_dio_offset_align > 0 => status.stx_dio_offset_align,
+        _ => ioctl_blksszget(file).unwrap_or(512),
+    };
+    SectorSize::new(told.max(512)).unwrap_or(SectorSize::BYTES_4096)
+}
+
 /// The shortest direct read that `file` accepts, for kernels that do not tell. May be too optimistic for a
 /// file whose first bytes are a hole.
 fn probe_alignment(file: &File) -> io::Result<Option<u32>> {
@@ -337,7 +346,6 @@ fn probe_alignment(file: &File) -> io::Result<Option<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::SectorSize;
 
     fn config(path: &Path) -> VolumeConfig {
         VolumeConfig { path: path.to_owned(), read_only: false, direct: true }

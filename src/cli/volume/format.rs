@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -30,7 +29,7 @@ use crate::format::signature::{self, Contents};
 use crate::geometry::SectorSize;
 use crate::keys::Secret;
 use crate::server::config::VolumeConfig;
-use crate::server::volume_file::{OpenedVolume, open_volume};
+use crate::server::volume_file::{OpenedVolume, open_volume, smallest_sector};
 
 /// Room for a label in a LUKS2 header, less the zero that ends it.
 const LABEL_BYTES_MAX: usize = 47;
@@ -141,6 +140,7 @@ impl FormatCommand {
             key_size: choice.key_size,
             sector_size,
             label: self.label.clone(),
+            subsystem: None,
             uuid: self.uuid,
             kdf: self.kdf.resolve(&key, choice.version)?,
             extent,
@@ -366,13 +366,4 @@ fn publish(new: NewFile, path: &Path) -> Result<(), ToolError> {
 
 fn header_failed(path: &Option<PathBuf>, source: io::Error) -> ToolError {
     ToolError::File { what: "write", path: path.clone().unwrap_or_default(), source }
-}
-
-/// The smallest sector that direct I/O on `file` can write: 512 bytes, unless storage says otherwise.
-fn smallest_sector(file: &File) -> SectorSize {
-    let told = match statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
-        Ok(status) if status.stx_dio_offset_align > 0 => status.stx_dio_offset_align,
-        _ => ioctl_blksszget(file).unwrap_or(512),
-    };
-    SectorSize::new(told.max(512)).unwrap_or(SectorSize::BYTES_4096)
 }

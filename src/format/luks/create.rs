@@ -27,7 +27,7 @@ use crate::keys::Secret;
 use crate::locked::wipe_dead_stack;
 
 /// Room for the header that cryptsetup makes by default: 16 MiB for LUKS2, 2 MiB for LUKS1.
-const HEADER_ROOM_BYTES: u64 = 16 << 20;
+pub const HEADER_ROOM_BYTES: u64 = 16 << 20;
 
 /// A header to be made.
 #[derive(Clone, Debug)]
@@ -42,6 +42,8 @@ pub struct NewHeader {
     pub sector_size: SectorSize,
     /// LUKS2: a label.
     pub label: Option<String>,
+    /// LUKS2: what the volume belongs to.
+    pub subsystem: Option<String>,
     /// The UUID; drawn if there is none.
     pub uuid: Option<Uuid>,
     /// How the first slot makes its key.
@@ -144,7 +146,7 @@ impl NewHeader {
                     data_device,
                     sector_size: self.sector_size.bytes(),
                     label: self.label.clone(),
-                    subsystem: None,
+                    subsystem: self.subsystem.clone(),
                 };
                 let mut parameters: CryptParamsLuks2Ref<'_> = (&parameters).try_into()?;
                 device.context_handle().format(

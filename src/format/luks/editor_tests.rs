@@ -5,11 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use tempfile::NamedTempFile;
+use uuid::Uuid;
 
 use super::super::backup;
 use super::super::on_disk::Version;
 use super::super::transfer::Write;
-use super::super::{Extent, NewHeader};
+use super::super::{Extent, Luks2Identity, NewHeader, identify};
 use super::*;
 use crate::cipher::{EqualHalves, IvMode};
 use crate::format::plain::KeySize;
@@ -31,6 +32,7 @@ fn new_header(version: Version) -> NewHeader {
         key_size: KeySize::Bits512,
         sector_size: SectorSize::BYTES_512,
         label: None,
+        subsystem: None,
         uuid: None,
         kdf: SlotKdf::RANDOM_KEY,
         extent: Extent::Payload(PAYLOAD_BYTES),
@@ -385,4 +387,24 @@ fn argon2_slots_have_the_costs_that_were_asked_for() {
     let kdfs: Vec<Kdf> = editor.description().slots.iter().map(|slot| slot.kdf.clone().unwrap()).collect();
     let costs = super::super::Argon2 { passes: 4, memory_kib: 64, threads: 1 };
     assert_eq!(kdfs, [Kdf::Argon2id(costs), Kdf::Pbkdf2 { hash: "sha256".to_owned(), iterations: 1000 }]);
+}
+
+#[test]
+fn a_volume_is_recognised_by_its_first_block() {
+    let (uuid, subsystem) = (Uuid::new_v4(), "a-subsystem".to_owned());
+    let wanted = NewHeader {
+        uuid: Some(uuid),
+        subsystem: Some(subsystem.clone()),
+        label: Some("a label".to_owned()),
+        ..new_header(Version::Luks2)
+    };
+    let made = wanted.make(&secret(OLD)).unwrap();
+    let area = made.header.snapshot();
+    let identified = identify(area.memory(), area.area_bytes()).unwrap();
+    assert_eq!(identified, Some(Luks2Identity { uuid, subsystem }));
+    assert_eq!(made.header.description().subsystem.as_deref(), Some("a-subsystem"));
+
+    let of_luks1 = volume(Version::Luks1);
+    assert_eq!(identify(of_luks1.as_file(), 1 << 20).unwrap(), None);
+    assert_eq!(identify(tempfile::tempfile().as_ref().unwrap(), 0).unwrap(), None);
 }

@@ -20,6 +20,7 @@ mod editor;
 mod error;
 mod expectations;
 mod header_file;
+mod identity;
 mod image;
 mod kdf_limits;
 mod kdf_turn;
@@ -38,12 +39,13 @@ use std::path::PathBuf;
 
 use tracing::warn;
 
-pub use create::{Extent, MadeHeader, NewHeader};
+pub use create::{Extent, HEADER_ROOM_BYTES, MadeHeader, NewHeader};
 pub use description::{Argon2, Description, Kdf, KeyDigest, Priority, Segment, Slot, Token};
 pub use edit_error::EditError;
 pub use editor::{HeaderEditor, Replacement};
 pub use error::LuksError;
 pub use expectations::{Expectations, ExpectedCipher};
+pub use identity::{Luks2Identity, identify};
 pub use kdf_limits::KdfLimits;
 pub use on_disk::{CopyState, Version};
 pub use policy::{Approved, Placement, Policy};

@@ -84,6 +84,14 @@ pub(super) fn luks2_copy_bytes(start: &[u8]) -> Option<u64> {
     be64(start, 8)
 }
 
+/// UUID and subsystem, as the first copy of a LUKS2 header says at the beginning of `start`.
+pub(super) fn luks2_names(start: &[u8]) -> Option<(String, String)> {
+    if !start.starts_with(&MAGIC) || be16(start, 6)? != 2 {
+        return None;
+    }
+    Some((text(start.get(168..208)?), text(start.get(208..256)?)))
+}
+
 /// The binary header of LUKS1.
 #[derive(Debug)]
 pub(super) struct Luks1 {
