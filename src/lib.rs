@@ -37,6 +37,7 @@
 //! |---|---|
 //! | [`cli`] | the command line and configuration file |
 //! | [`convert`](mod@convert) | a volume made from another, or from an image |
+//! | [`ephemeral`] | disks whose key is their own and goes with them |
 //! | [`server`] | one served disk: start-up in order, the vhost-user session, the socket |
 //! | [`worker`] | one queue's loop, and the volume: cipher, offset, write cache |
 //! | [`virtio`] | what the guest says: the split ring, requests (parsed without any I/O) |
@@ -82,6 +83,7 @@ pub mod bench;
 pub mod cipher;
 pub mod cli;
 pub mod convert;
+pub mod ephemeral;
 pub mod format;
 pub mod geometry;
 pub mod guest;

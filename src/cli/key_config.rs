@@ -1,6 +1,6 @@
 //! Where key managers are set up: an option of every command that needs a key.
 
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 
 use clap::Args;
 
@@ -24,5 +24,17 @@ impl KeyConfigArgs {
     /// The same, for commands that have a gate for the fixed key.
     pub(super) fn managers_with(&self, fixed_key: FixedKey) -> Result<KeyManagers, ToolError> {
         Ok(KeyManagers::new(self.key_config.as_deref(), fixed_key)?)
+    }
+
+    /// The whole path of the file, if it is not the usual one: for whoever is told of it and runs elsewhere.
+    pub(super) fn whole_path(&self) -> Result<Option<PathBuf>, ToolError> {
+        let whole = |path: &PathBuf| {
+            path::absolute(path).map_err(|source| ToolError::File {
+                what: "find",
+                path: path.clone(),
+                source,
+            })
+        };
+        self.key_config.as_ref().map(whole).transpose()
     }
 }

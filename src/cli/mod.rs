@@ -3,6 +3,7 @@
 mod bench;
 mod confirm;
 mod convert;
+mod ephemeral;
 mod exit;
 mod formats;
 mod key;
@@ -54,6 +55,8 @@ enum Command {
     Key(key::KeyCommand),
     /// Make an embedded keystore, check it, copy it, and change what it is encrypted under
     Keystore(keystore::KeystoreCommand),
+    /// Make, list and destroy disks that end with their key
+    Ephemeral(ephemeral::EphemeralCommand),
     /// Make a volume from a raw disk, an image or another volume, or the reverse
     Convert(convert::ConvertCommand),
     /// Become a program that reads disk images, with no rights but to the one on standard input
@@ -93,6 +96,7 @@ impl Command {
             Self::Header(command) => command.run(),
             Self::Key(command) => command.run(),
             Self::Keystore(command) => command.run(),
+            Self::Ephemeral(command) => command.run(),
             Self::Convert(command) => return command.run(),
             Self::ImageTool(command) => return command.run(),
         }

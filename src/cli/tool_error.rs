@@ -3,8 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::ephemeral::ephemeral_exit;
 use super::exit::{Exit, key_exit, luks_exit, volume_exit};
 use super::resolve::ConfigError;
+use crate::ephemeral::EphemeralError;
 use crate::format::luks::{EditError, LuksError};
 use crate::format::signature::Contents;
 use crate::keys::{KeyConfigError, KeyError, ReferenceError};
@@ -49,6 +51,9 @@ pub enum ToolError {
     /// The header cannot be made or changed.
     #[error(transparent)]
     Edit(#[from] EditError),
+    /// An ephemeral disk cannot be made, found or destroyed.
+    #[error(transparent)]
+    Ephemeral(#[from] EphemeralError),
     /// A file cannot be read or written.
     #[error("cannot {what} {path}")]
     File {
@@ -125,6 +130,7 @@ impl ToolError {
             Self::Volume(error) => volume_exit(error),
             Self::Luks(error) => luks_exit(error),
             Self::Edit(error) => edit_exit(error),
+            Self::Ephemeral(error) => ephemeral_exit(error),
             Self::File { .. } | Self::Output(_) => Exit::Failure,
             Self::HoldsData { .. }
             | Self::Exists { .. }
@@ -135,7 +141,7 @@ impl ToolError {
     }
 }
 
-fn edit_exit(error: &EditError) -> Exit {
+pub(super) fn edit_exit(error: &EditError) -> Exit {
     match error {
         EditError::Luks(error) => luks_exit(error),
         EditError::Memory(_) | EditError::Write(_) | EditError::Verification(_) => Exit::Failure,

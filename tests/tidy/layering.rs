@@ -36,7 +36,11 @@ pub(crate) const FLOORS: &[(&str, &[&str])] = &[
         ],
     ),
     ("convert", &["cipher", "format", "geometry", "inherited", "keys", "server"]),
-    ("cli", &["bench", "cipher", "convert", "format", "geometry", "inherited", "keys", "server"]),
+    ("ephemeral", &["cipher", "format", "geometry", "keys", "server"]),
+    (
+        "cli",
+        &["bench", "cipher", "convert", "ephemeral", "format", "geometry", "inherited", "keys", "server"],
+    ),
     ("main", &["cli", "inherited", "server"]),
 ];
 

@@ -8,6 +8,8 @@ mod list;
 mod rotate;
 mod transfer;
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::exit::Exit;
@@ -75,6 +77,11 @@ impl ManagerArgs {
     /// The key managers of this host.
     pub(super) fn managers(&self) -> Result<KeyManagers, ToolError> {
         self.config.managers()
+    }
+
+    /// See [`KeyConfigArgs::whole_path`].
+    pub(super) fn key_config_path(&self) -> Result<Option<PathBuf>, ToolError> {
+        self.config.whole_path()
     }
 
     /// What the chosen manager is called.
