@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 mod bench;
 mod convert;
+mod ephemeral;
 mod headers;
 mod keys;
 mod managed;

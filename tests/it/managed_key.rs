@@ -102,3 +102,33 @@ fn a_disk_lives_as_long_as_its_key_in_the_keystore() {
     host.assert_refuses(other["reference"].as_str().expect("a reference"), "opens no key slot");
     host.run("keystore verify");
 }
+
+#[test]
+fn an_ephemeral_disk_lives_as_long_as_its_key() {
+    let host = Host::new();
+    for format in ["luks2", "plain --sector-size 4096"] {
+        let made = host.run(&format!("ephemeral create --file disk --size 4M --format {format}"));
+        let arguments = made["serve"]["arguments"].as_array().expect("what serve is to be told").iter();
+        let arguments: Vec<&str> = arguments.map(|word| word.as_str().expect("a word")).collect();
+        let (file, others) = arguments.split_at(2);
+        assert_eq!(file[0], "--blk-file");
+        let data = pattern(3, 1 << 16);
+
+        let mut backend = Serve::luks_at(&PathBuf::from(file[1]), others).start();
+        let frontend = Frontend::connect(backend.socket());
+        frontend.run(&Request::write(64, &data)).ok();
+        frontend.run(&Request::flush()).ok();
+        assert!(frontend.run(&Request::read(64, data.len())).ok() == data);
+        drop(frontend);
+        backend.terminate();
+        let image = fs::read(file[1]).expect("the disk is there");
+        assert!(!image.windows(64).any(|window| window == &data[..64]), "the guest's data shows");
+
+        host.run("ephemeral destroy --file disk --yes");
+        // A copy that somebody kept.
+        fs::write(host.path("disk"), image).expect("bring the disk back");
+        host.assert_refuses(made["key"].as_str().expect("a reference"), "was destroyed");
+        fs::remove_file(host.path("disk")).expect("remove the copy");
+    }
+    host.run("keystore verify");
+}

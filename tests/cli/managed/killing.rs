@@ -7,7 +7,7 @@ use std::process::Child;
 use super::*;
 
 /// What changes the content or names of files. Flushes are none of them: a killed process loses nothing that it wrote.
-const CHANGES: [libc::c_long; 9] = [
+const CHANGES: [libc::c_long; 11] = [
     libc::SYS_write,
     libc::SYS_pwrite64,
     libc::SYS_writev,
@@ -15,21 +15,27 @@ const CHANGES: [libc::c_long; 9] = [
     libc::SYS_pwritev2,
     libc::SYS_ftruncate,
     libc::SYS_fallocate,
+    libc::SYS_fsetxattr,
+    libc::SYS_linkat,
     libc::SYS_unlink,
     libc::SYS_unlinkat,
 ];
 
 /// How a traced run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Run {
+pub(in super::super) enum Run {
     Killed,
     Exited(i32),
 }
 
-/// Runs `command` with one thread until it is about to make change number `nth` (from 0) of a file in `folder`, and
-/// kills it there, or until it ends.
+/// Runs `command` with one thread until it is about to make change number `nth` (from 0) of a file that `counts`, or of
+/// a folder, and kills it there, or until it ends.
 #[expect(clippy::zombie_processes, reason = "it is waited for by its number: only so are stops told")]
-pub(super) fn kill_before_change(command: &mut Command, folder: &Path, nth: usize) -> Run {
+pub(in super::super) fn kill_before_change(
+    command: &mut Command,
+    counts: impl Fn(&Path) -> bool,
+    nth: usize,
+) -> Run {
     let child = traced(command);
     let pid = child.id().cast_signed();
     let mut changes = 0;
@@ -47,7 +53,7 @@ pub(super) fn kill_before_change(command: &mut Command, folder: &Path, nth: usiz
         assert!(libc::WIFSTOPPED(status), "it was ended by something else: {status:#x}");
         let is_call = libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80;
         signal = if is_call { 0 } else { libc::WSTOPSIG(status) as usize };
-        if is_call && is_change(pid, folder) {
+        if is_call && is_change(pid, &counts) {
             if changes == nth {
                 rustix::process::kill_process(
                     rustix::process::Pid::from_child(&child),
@@ -62,9 +68,9 @@ pub(super) fn kill_before_change(command: &mut Command, folder: &Path, nth: usiz
     }
 }
 
-/// Whether the process is entering a system call that changes a file in `folder`.
+/// Whether the process is entering a system call that changes a file that `counts`, or a folder.
 #[expect(unsafe_code, reason = "the kernel fills a structure")]
-fn is_change(pid: libc::pid_t, folder: &Path) -> bool {
+fn is_change(pid: libc::pid_t, counts: &impl Fn(&Path) -> bool) -> bool {
     // SAFETY: all of its fields may be zero.
     let mut info: libc::ptrace_syscall_info = unsafe { std::mem::zeroed() };
     let bytes = size_of_val(&info);
@@ -80,11 +86,11 @@ fn is_change(pid: libc::pid_t, folder: &Path) -> bool {
     if !CHANGES.contains(&call) {
         return false;
     }
-    if [libc::SYS_unlink, libc::SYS_unlinkat].contains(&call) {
+    if [libc::SYS_unlink, libc::SYS_unlinkat, libc::SYS_linkat].contains(&call) {
         return true;
     }
     let file = fs::read_link(format!("/proc/{pid}/fd/{}", entry.args[0]));
-    file.is_ok_and(|file| file.starts_with(folder))
+    file.is_ok_and(|file| counts(&file))
 }
 
 #[expect(unsafe_code, reason = "runs between fork and exec")]

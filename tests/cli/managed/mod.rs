@@ -1,7 +1,7 @@
 //! Keys in a key manager: made, moved, rotated and destroyed.
 
 mod commands;
-mod killing;
+pub(super) mod killing;
 mod rotation;
 mod secrecy;
 mod terminal;

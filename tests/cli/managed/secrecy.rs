@@ -86,6 +86,12 @@ fn key_bytes_show_nowhere_whatever_is_done_with_them() {
     ] {
         seen.run(&bench, &format!("{command} {CONFIG}"));
     }
+    let disk =
+        seen.run(&bench, &format!("ephemeral create --size 1M --file disk --format plain --json {CONFIG}"));
+    let disk: Value = serde_json::from_str(&disk).unwrap();
+    for command in [&format!("key export {} --to fourth", disk["key"].as_str().unwrap()), "ephemeral list"] {
+        seen.run(&bench, &format!("{command} {CONFIG}"));
+    }
     seen.run(&bench, "slot list vol --json");
     seen.run(&bench, "inspect vol --json");
     for name in ["keystore", "keystore-wal"] {
@@ -95,6 +101,7 @@ fn key_bytes_show_nowhere_whatever_is_done_with_them() {
     drop(open);
     seen.run(&bench, &format!("keystore copy {} {CONFIG}", bench.path("ks/copy")));
     seen.run(&bench, &format!("key destroy {key} --yes {CONFIG}"));
+    seen.run(&bench, &format!("ephemeral destroy --file disk --yes {CONFIG}"));
     seen.add("the copy", bench.bytes("ks/copy"));
     seen.add("the file after all", bench.bytes("ks/keystore"));
     let arguments = bench.bytes("seen");
@@ -107,6 +114,7 @@ fn key_bytes_show_nowhere_whatever_is_done_with_them() {
         ("an imported key", KEY_BYTES.to_vec()),
         ("a made key", bench.bytes("first")),
         ("a later version", bench.bytes("third")),
+        ("the key of an ephemeral disk", bench.bytes("fourth")),
     ];
     for (what, secret) in &secrets {
         seen.holds_nothing_of(what, secret);
