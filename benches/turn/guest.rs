@@ -138,6 +138,7 @@ fn worker(encrypted: bool, tracking: InFlight, memory: Arc<GuestMemory>) -> Work
         error: None,
         enabled: true,
         tracking,
+        log: None,
     };
     worker.start_queue(setup).expect("a valid ring");
     worker

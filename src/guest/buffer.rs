@@ -3,6 +3,7 @@
 
 use std::ptr;
 
+use super::dirty::DirtyLog;
 use super::memory::{GuestAddress, LocalMemory, Span};
 
 /// The most spans that one request's data may be scattered over: more than the descriptors of the longest
@@ -130,6 +131,14 @@ impl GuestBuffer {
         }
         done
     }
+
+    /// Marks all of the buffer's memory as written. Where that lies in the guest is only found out here: nobody asks
+    /// but during a migration.
+    pub fn mark_written(&self, log: &DirtyLog) {
+        for span in &self.spans {
+            self.memory.for_each_guest_range(span, |address, len_bytes| log.mark(address, len_bytes));
+        }
+    }
 }
 
 /// Whether `next` begins where `last` ends, within one mapping: two mappings may lie side by side by chance,
@@ -142,6 +151,7 @@ fn is_adjacent(last: &Span, next: &Span) -> bool {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::dirty::tests::{log_file, take_pages};
     use super::super::memory::GuestMemory;
     use super::super::memory::tests::region;
     use super::*;
@@ -162,6 +172,27 @@ mod tests {
         assert_eq!(data.next_run(&mut cursor, 0x1000).unwrap().len_bytes, 0x10);
         assert!(data.next_run(&mut cursor, 0x1000).is_none());
         assert_eq!(data.len_bytes(), 0x110);
+    }
+
+    #[test]
+    fn what_was_written_is_marked_where_it_lies_in_the_guest() {
+        let file = log_file(4);
+        let log = DirtyLog::map(file.try_clone().unwrap(), 0, 4).unwrap();
+        // Neighbours in the guest, each in a mapping of its own: also where those are neighbours by chance.
+        let regions = [region(0, 0x3000), region(0x3000, 0x2000), region(0x10000, 0x4000)];
+        let memory = LocalMemory::new(Arc::new(GuestMemory::from_regions(regions).unwrap()));
+        let mut data = GuestBuffer::new(memory);
+        for (address, len_bytes, pages) in [
+            (0x1fff, 2, &[1, 2][..]),
+            (0x2800, 0x2000, &[2, 3, 4]),
+            (0x13fff, 1, &[0x13]),
+            (0x10000, 0x4000, &[0x10, 0x11, 0x12, 0x13]),
+        ] {
+            data.reset(data.memory.clone());
+            assert!(data.append(GuestAddress(address), len_bytes));
+            data.mark_written(&log);
+            assert_eq!(take_pages(&file), pages, "{address:#x}");
+        }
     }
 
     #[test]

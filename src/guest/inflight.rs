@@ -21,13 +21,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::{FileOffset, MmapRegion};
+
+use super::shared_file::{self, SharedFileError};
 
 /// What `version` says once a queue's part has been initialised. Zeroes are a fresh one.
 pub const VERSION: u16 = 1;
@@ -106,21 +107,11 @@ pub enum InflightError {
         /// What the queues need.
         needed_bytes: u64,
     },
-    /// The file is too short: touching the rest would raise SIGBUS.
-    #[error("the in-flight region's file ends at {file_bytes} bytes, {needed_bytes} are needed")]
-    FileTooShort {
-        /// Size of the file.
-        file_bytes: u64,
-        /// End of the region in the file.
-        needed_bytes: u64,
-    },
-    /// The file may become too short later.
-    #[error(
-        "the in-flight region's file may shrink: it has to be sealed against that, as the one that we handed out"
-    )]
-    Unsealed,
-    /// The file cannot be made or examined.
-    #[error("the in-flight region's file cannot be made or examined")]
+    /// The file cannot hold it, or may later not.
+    #[error("the in-flight region's file {0}")]
+    Unfit(SharedFileError),
+    /// The file cannot be made.
+    #[error("the in-flight region's file cannot be made")]
     File(#[source] io::Error),
     /// The mapping failed.
     #[error("the in-flight region cannot be mapped")]
@@ -173,23 +164,7 @@ impl InflightRegion {
         // A region that somebody else has made may end with its queues, or go on as it likes.
         let mapped_bytes = len_bytes.min(own.len_bytes);
         let end_bytes = offset_bytes.saturating_add(mapped_bytes);
-        let examine = || {
-            let seals = rustix::fs::fcntl_get_seals(&file)?;
-            // In this order: the size is final once the seal is there.
-            let file_bytes = rustix::fs::fstat(file.as_fd())?.st_size;
-            Ok((seals, u64::try_from(file_bytes).unwrap_or(0)))
-        };
-        let (seals, file_bytes) = match examine() {
-            // No memory file at all.
-            Err(rustix::io::Errno::INVAL) => return Err(InflightError::Unsealed),
-            other => other.map_err(|errno| InflightError::File(errno.into()))?,
-        };
-        if !seals.contains(SealFlags::SHRINK) {
-            return Err(InflightError::Unsealed);
-        }
-        if file_bytes < end_bytes {
-            return Err(InflightError::FileTooShort { file_bytes, needed_bytes: end_bytes });
-        }
+        shared_file::check(&file, end_bytes).map_err(InflightError::Unfit)?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, offset_bytes), mapped_bytes as usize)
             .map_err(InflightError::Map)?;
         let remembered_offset = (mapped_bytes == own.len_bytes).then_some(own.queues_bytes() as usize);
@@ -452,7 +427,7 @@ pub(crate) mod tests {
         assert!(matches!(try_map(|g| g.queue_count = 0), Err(InflightError::Shape { .. })));
         assert!(matches!(try_map(|g| g.queue_size = 0), Err(InflightError::Shape { .. })));
         let beyond = try_map(|g| (g.queue_count, g.len_bytes) = (u16::MAX, u64::MAX));
-        assert!(matches!(beyond, Err(InflightError::FileTooShort { .. })));
+        assert!(matches!(beyond, Err(InflightError::Unfit(SharedFileError::TooShort { .. }))));
         for offset_bytes in [4096, 1, u64::MAX, u64::MAX - 4095, i64::MAX as u64] {
             let geometry = InflightGeometry { offset_bytes, ..good };
             let refused = InflightRegion::map(create_file(&good).unwrap(), &geometry);
@@ -490,11 +465,14 @@ pub(crate) mod tests {
         let unsealed = File::from(rustix::fs::memfd_create(c"unsealed", flags).unwrap());
         unsealed.set_len(geometry.len_bytes).unwrap();
         let refused = InflightRegion::map(unsealed.try_clone().unwrap(), &geometry);
-        assert!(matches!(refused, Err(InflightError::Unsealed)));
+        assert!(matches!(refused, Err(InflightError::Unfit(SharedFileError::Unsealed))));
         rustix::fs::fcntl_add_seals(&unsealed, SealFlags::SHRINK).unwrap();
         InflightRegion::map(unsealed, &geometry).unwrap();
         let on_disk = tempfile::tempfile().unwrap();
         on_disk.set_len(geometry.len_bytes).unwrap();
-        assert!(matches!(InflightRegion::map(on_disk, &geometry), Err(InflightError::Unsealed)));
+        assert!(matches!(
+            InflightRegion::map(on_disk, &geometry),
+            Err(InflightError::Unfit(SharedFileError::Unsealed))
+        ));
     }
 }

@@ -213,6 +213,30 @@ impl GuestMemory {
         Some(GuestAddress(user - region.user_start + region.guest_start))
     }
 
+    /// First guest address behind the last region, 0 without any.
+    pub fn end_bytes(&self) -> u64 {
+        self.regions.last().map_or(0, |region| region.guest_end())
+    }
+
+    /// Calls `visit` with the guest addresses of a span that this table gave, and the length of each range.
+    pub(super) fn for_each_guest_range(&self, span: &Span, mut visit: impl FnMut(GuestAddress, u64)) {
+        let host_start = span.host.as_ptr().addr();
+        let host_end = host_start + span.len_bytes;
+        let mut left = span.len_bytes;
+        for region in &self.regions {
+            let region_start = region.mapping.as_ptr().addr();
+            let start = host_start.max(region_start);
+            let end = host_end.min(region_start + region.mapping.size());
+            if start < end {
+                visit(GuestAddress(region.guest_start + (start - region_start) as u64), (end - start) as u64);
+                left -= end - start;
+                if left == 0 {
+                    return;
+                }
+            }
+        }
+    }
+
     /// The longest span from `address` on that one region holds, at most `len_bytes`.
     pub(super) fn span_at(&self, address: GuestAddress, len_bytes: u64) -> Option<Span> {
         // Few regions, the first of which holds most addresses: a linear search beats a binary one.

@@ -60,6 +60,7 @@ impl Device {
             | feature::INDIRECT_DESC
             | feature::EVENT_IDX
             | feature::VERSION_1
+            | VhostUserVirtioFeatures::LOG_ALL.bits()
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         let DiskView { read_only, discard, .. } = self.disk.view;
         let written = match (read_only, discard) {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::guest::{GuestMemory, InflightRegion};
+use crate::guest::{DirtyLog, GuestMemory, InflightRegion};
 use crate::virtio::{RingAddresses, RingError, RingSetup, Tracking};
 use crate::worker::{QueueError, QueueSetup, QueueThread, WorkerGone};
 
@@ -68,12 +68,14 @@ pub(super) struct Rings<'a> {
     pub(super) features: RingFeatures,
     /// Where requests under way are noted. It outlives resets of the device.
     inflight: Option<Arc<InflightRegion>>,
+    /// Where writes to the guest's memory are noted, while it is being migrated.
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl<'a> Rings<'a> {
     pub(super) fn new(threads: &'a [QueueThread]) -> Self {
         let rings = threads.iter().map(|_| Ring::default()).collect();
-        Self { threads, rings, features: RingFeatures::default(), inflight: None }
+        Self { threads, rings, features: RingFeatures::default(), inflight: None, log: None }
     }
 
     pub(super) fn get_mut(&mut self, index: usize) -> Option<(&mut Ring, &'a QueueThread)> {
@@ -90,6 +92,17 @@ impl<'a> Rings<'a> {
         for ring in &mut self.rings {
             ring.drained = false;
         }
+    }
+
+    /// Notes writes to the guest's memory from now on, those of requests under way included, or no longer.
+    pub(super) fn set_log(&mut self, log: Option<Arc<DirtyLog>>) -> Result<(), WorkerGone> {
+        self.log = log;
+        self.threads.iter().try_for_each(|thread| thread.set_log(self.log.clone()))
+    }
+
+    /// Where writes to the guest's memory are noted.
+    pub(super) fn log(&self) -> Option<&DirtyLog> {
+        self.log.as_deref()
     }
 
     /// Where requests under way are noted, if the front end keeps that.
@@ -131,6 +144,7 @@ impl<'a> Rings<'a> {
             error: clone(&ring.error)?,
             enabled: ring.enabled,
             tracking,
+            log: self.log.clone(),
         };
         self.threads[index].start(setup)??;
         ring.running = true;
@@ -173,7 +187,7 @@ impl<'a> Rings<'a> {
     pub(super) fn forget(&mut self) -> Result<(), WorkerGone> {
         self.reset()?;
         self.rings.fill_with(Ring::default);
-        self.inflight = None;
+        (self.inflight, self.log) = (None, None);
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use vhost::vhost_user::{Error as VhostUserError, GpuBackend, VhostUserBackendReq
 use super::device::Device;
 use super::rings::{Ring, RingFeatures, Rings, StartError};
 use crate::guest::memory::MAX_REGIONS;
-use crate::guest::{GuestMemory, InflightGeometry, InflightRegion, Region, inflight};
+use crate::guest::{DirtyLog, GuestMemory, InflightGeometry, InflightRegion, Region, inflight};
 use crate::virtio::RingAddresses;
 use crate::virtio::wire::{self, feature};
 use crate::worker::{QueueThread, WorkerGone};
@@ -31,6 +31,8 @@ pub(super) struct Session<'a> {
     device: &'a Device,
     rings: Rings<'a>,
     memory: Arc<GuestMemory>,
+    /// The last dirty log that we were given. In use while `VHOST_F_LOG_ALL` is acknowledged.
+    log: Option<Arc<DirtyLog>>,
     acked_features: u64,
 }
 
@@ -41,13 +43,13 @@ impl<'a> Session<'a> {
             tracing::warn!(%error, "what was written before this VMM connected may not be durable");
         }
         let rings = Rings::new(threads);
-        Self { device, rings, memory: Arc::default(), acked_features: 0 }
+        Self { device, rings, memory: Arc::default(), log: None, acked_features: 0 }
     }
 
     /// Ends what the front end began: stops its rings and lets go of its memory.
     pub(super) fn end(&mut self) -> Result<(), WorkerGone> {
         self.rings.forget()?;
-        self.memory = Arc::default();
+        (self.memory, self.log) = (Arc::default(), None);
         Ok(())
     }
 
@@ -87,8 +89,19 @@ impl<'a> Session<'a> {
         Ok(count)
     }
 
+    /// The dirty log that is to be used with these features acknowledged.
+    fn log_in_use(&self, features: u64) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref().filter(|_| features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0)
+    }
+
+    /// Refuses memory that could be changed without a trace in the dirty log.
+    fn check_logged(&self, memory: &GuestMemory) -> Answer<()> {
+        self.rings.log().map_or(Ok(()), |log| log.check_covers(memory)).map_err(refuse)
+    }
+
     /// Replaces the guest's memory by a table that may lack some of it.
     fn replace_memory(&mut self, memory: GuestMemory) -> Answer<()> {
+        self.check_logged(&memory)?;
         self.rings.pause()?;
         self.memory = Arc::new(memory);
         Ok(self.rings.resume(&self.memory)?)
@@ -135,6 +148,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
 
     fn reset_device(&mut self) -> Answer<()> {
         self.rings.reset()?;
+        self.rings.set_log(None)?;
         self.acked_features = 0;
         self.rings.features = RingFeatures::default();
         self.apply_cache_mode()
@@ -155,6 +169,11 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         if ring_features != self.rings.features && self.rings.any_running() {
             return Err(refuse("ring features cannot change while a ring runs"));
         }
+        let log = self.log_in_use(features).cloned();
+        if let Some(log) = &log {
+            log.check_covers(&self.memory).map_err(refuse)?;
+        }
+        self.rings.set_log(log)?;
         self.rings.features = ring_features;
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
             self.rings.enable_all();
@@ -201,6 +220,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             region.mmap_offset,
         );
         let memory = Arc::new(added.and_then(|added| self.memory.with_region(added)).map_err(refuse)?);
+        self.check_logged(&memory)?;
         // Requests under way keep the table they came from; nothing they point into goes away.
         self.rings.extend_memory(&memory)?;
         self.memory = memory;
@@ -237,11 +257,11 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptors: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Answer<()> {
         let memory = Arc::clone(&self.memory);
         let features = self.rings.features;
@@ -257,6 +277,11 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             available: guest(available)?,
             used: guest(used)?,
         };
+        // Without an IOMMU, which is not offered, writes to the used ring are noted where it lies, whatever the flag says.
+        if flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG) && log != addresses.used.0 {
+            let used = addresses.used.0;
+            return Err(refuse(format!("the used ring lies at {used:#x}, but is to be logged at {log:#x}")));
+        }
         if ring.size > 0 {
             ring.setup(addresses, features).check(&memory).map_err(refuse)?;
         }
@@ -336,6 +361,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE)
     }
 
@@ -442,7 +468,18 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         Err(not_offered("shared memory was not offered"))
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Answer<()> {
-        Err(not_offered("dirty logging was not offered"))
+    fn set_log_base(&mut self, given: &VhostUserLog, file: File) -> Answer<()> {
+        // A failure has no reply, and the front end would wait for one for ever: the connection must end.
+        let log = DirtyLog::map(file, given.mmap_offset, given.mmap_size)
+            .and_then(|log| log.check_covers(&self.memory).map(|()| log))
+            .map_err(|error| {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot use the dirty log of the VMM"
+                );
+                VhostUserError::InvalidParam
+            })?;
+        self.log = Some(Arc::new(log));
+        Ok(self.rings.set_log(self.log_in_use(self.acked_features).cloned())?)
     }
 }

@@ -7,7 +7,7 @@
 use super::virtq::{Chain, Descriptor, Head};
 use super::wire::{self, Status, request_type};
 use crate::geometry::{Geometry, SECTOR_BYTES, SectorNumber, SectorSize};
-use crate::guest::{GuestAddress, GuestBuffer, GuestMemory, LocalMemory};
+use crate::guest::{DirtyLog, GuestAddress, GuestBuffer, GuestMemory, LocalMemory};
 
 /// What a request is checked against.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +79,13 @@ pub enum RequestKind {
     WriteZeroes(Box<Ranges>),
 }
 
+impl RequestKind {
+    /// Whether the data buffer is the guest's to receive something in.
+    pub fn fills_data(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::GetId)
+    }
+}
+
 /// The segments of a discard or write-zeroes request, empty ones left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ranges {
@@ -108,6 +115,11 @@ impl StatusAddress {
         // The byte was mapped when the request was parsed, and memory that requests point into stays.
         let written = memory.write_byte(self.0, status as u8);
         debug_assert!(written, "status byte at {:?} is not mapped", self.0);
+    }
+
+    /// Notes that the status was written.
+    pub fn mark_written(self, log: &DirtyLog) {
+        log.mark(self.0, 1);
     }
 }
 

@@ -6,14 +6,17 @@
 #![expect(unsafe_code, reason = "the rings live in memory that the guest writes")]
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_bindings::virtio_ring;
 
 use super::inflight::{Findings, RingIndices, Tracker};
+use crate::guest::DirtyLog;
 use crate::guest::inflight::crash;
 use crate::guest::memory::{GuestAddress, LocalMemory};
 
+mod log;
 mod setup;
 
 pub use setup::{MAX_RING_SIZE, Recovery, RingAddresses, RingError, RingSetup, RingState, Tracking};
@@ -120,6 +123,8 @@ pub struct Virtq {
     in_flight_count: u16,
     /// The same for a successor, if the front end keeps it.
     tracker: Option<Tracker>,
+    /// Where writes to the guest's memory are noted while it is being migrated.
+    log: Option<Arc<DirtyLog>>,
     /// What a predecessor took and did not answer, the first one last. In flight already.
     repeats: Vec<u16>,
 }
@@ -149,6 +154,7 @@ impl Virtq {
             in_flight: vec![0; usize::from(size).div_ceil(64)].into_boxed_slice(),
             in_flight_count: 0,
             tracker: None,
+            log: None,
             repeats: Vec::new(),
         };
         ring.next_used = u16::from_le(ring.used_index().load(Ordering::Acquire));
@@ -387,6 +393,7 @@ impl Virtq {
         if let Some(tracker) = &mut self.tracker {
             tracker.published(new);
         }
+        self.mark_published(old, new);
         // The driver's wish is read after it can see the index (2.7.7.1): one of the two sides notices.
         fence(Ordering::SeqCst);
         if !self.event_idx {
@@ -405,8 +412,10 @@ impl Virtq {
     pub fn enable_notification(&mut self) -> Result<bool, RingError> {
         if self.event_idx {
             self.available_event().store(self.next_available.to_le(), Ordering::Relaxed);
+            self.mark_available_event();
         } else {
             self.used_flags().store(0, Ordering::Relaxed);
+            self.mark_used_flags();
         }
         // The index is read after the driver can see the wish.
         fence(Ordering::SeqCst);
@@ -418,6 +427,7 @@ impl Virtq {
     pub fn disable_notification(&mut self) {
         if !self.event_idx {
             self.used_flags().store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
+            self.mark_used_flags();
         }
     }
 

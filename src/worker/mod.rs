@@ -367,7 +367,7 @@ impl<E: Engine> Worker<E> {
         let Some(queue) = &mut self.queue else {
             unreachable!("a queue with requests under way is not removed")
         };
-        let data_bytes = match (active.status, kind) {
+        let data_bytes = match (active.status, &kind) {
             (Status::Ok, RequestKind::Read(_)) => data.len_bytes() as u32,
             (Status::Ok, RequestKind::GetId) => {
                 data.copy_out(&mut Cursor::default(), &self.disk.serial) as u32
@@ -375,6 +375,8 @@ impl<E: Engine> Worker<E> {
             _ => 0,
         };
         status.write(queue.memory(), active.status);
+        // Also of one that failed: pieces of it may have arrived.
+        queue.log_written(status, kind.fills_data().then_some(&data));
         queue.complete(head, data_bytes + 1);
         self.spare_data.push(data);
     }
@@ -385,6 +387,7 @@ impl<E: Engine> Worker<E> {
         let written_bytes = match refusal.answer {
             Some((address, status)) => {
                 address.write(queue.memory(), status);
+                queue.log_written(address, None);
                 1
             }
             None => 0,

@@ -125,6 +125,7 @@ fn setup(driver: &Driver) -> QueueSetup {
         error: None,
         enabled: true,
         tracking: None,
+        log: None,
     }
 }
 

@@ -4,9 +4,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::guest::{GuestMemory, LocalMemory};
+use crate::guest::{DirtyLog, GuestBuffer, GuestMemory, LocalMemory};
 use crate::throttle::Throttle;
-use crate::virtio::request::{RequestKind, SectorRange};
+use crate::virtio::request::{RequestKind, SectorRange, StatusAddress};
 use crate::virtio::{Chain, Head, Recovery, RingError, RingSetup, RingState, Tracking, Virtq};
 
 /// Everything that a queue needs to start.
@@ -28,6 +28,8 @@ pub struct QueueSetup {
     pub enabled: bool,
     /// Where to note which requests are under way, if the front end keeps that.
     pub tracking: Option<Tracking>,
+    /// Where to note which pages of the memory are written, while it is being migrated.
+    pub log: Option<Arc<DirtyLog>>,
 }
 
 /// Why a queue cannot start.
@@ -59,6 +61,7 @@ impl Queue {
     pub(super) fn start(setup: QueueSetup) -> Result<(Self, OwnedFd), RingError> {
         let mut ring = Virtq::new(&setup.ring, LocalMemory::new(setup.memory))?;
         ring.disable_notification();
+        ring.set_log(setup.log);
         if let Some(tracking) = setup.tracking {
             report_recovery(setup.index, ring.track(tracking)?);
         }
@@ -93,6 +96,20 @@ impl Queue {
     pub fn set_call(&mut self, call: Option<OwnedFd>) {
         self.call = call;
         self.notify();
+    }
+
+    /// Replaces the log of what is written to the guest's memory. What was written before is not in it.
+    pub fn set_log(&mut self, log: Option<Arc<DirtyLog>>) {
+        self.ring.set_log(log);
+    }
+
+    /// Notes what a request has written to the guest's memory, before its answer can be seen.
+    pub(super) fn log_written(&self, status: StatusAddress, data: Option<&GuestBuffer>) {
+        let Some(log) = self.ring.log() else { return };
+        status.mark_written(log);
+        if let Some(data) = data {
+            data.mark_written(log);
+        }
     }
 
     fn notify(&self) {

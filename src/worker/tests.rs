@@ -16,6 +16,7 @@ const DESCRIPTORS_PER_REQUEST: u16 = 4;
 /// Headers and status bytes lie before the data.
 const BUFFERS: u64 = DATA + 0x10000;
 
+mod logged;
 mod repeats;
 
 struct Rig {
@@ -152,6 +153,7 @@ fn setup(driver: &Driver) -> QueueSetup {
         error: None,
         enabled: true,
         tracking: None,
+        log: None,
     }
 }
 

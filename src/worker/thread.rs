@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Disk, QueueError, QueueSetup, Worker};
-use crate::guest::GuestMemory;
+use crate::guest::{DirtyLog, GuestMemory};
 use crate::io::{Engine, SlotPool};
 use crate::virtio::{RingError, RingState};
 
@@ -27,6 +27,7 @@ enum Command {
     Stop(Sender<Option<RingState>>),
     SetCall(Option<OwnedFd>, Sender<()>),
     SetEnabled(bool, Sender<()>),
+    SetLog(Option<Arc<DirtyLog>>, Sender<()>),
     ExtendMemory(Arc<GuestMemory>, Sender<Result<(), RingError>>),
 }
 
@@ -117,6 +118,14 @@ impl QueueThread {
         self.ask(|reply| Command::SetEnabled(enabled, reply))
     }
 
+    /// Replaces the log of what is written to the guest's memory. Everything written after this is in it.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn set_log(&self, log: Option<Arc<DirtyLog>>) -> Result<(), WorkerGone> {
+        self.ask(|reply| Command::SetLog(log, reply))
+    }
+
     /// Moves the queue to memory that has all its regions and more.
     ///
     /// # Errors
@@ -199,6 +208,12 @@ fn obey<E: Engine>(worker: &mut Worker<E>, command: Command) -> io::Result<()> {
         Command::SetEnabled(enabled, reply) => {
             if let Some(queue) = worker.queue_mut() {
                 queue.set_enabled(enabled);
+            }
+            let _ = reply.send(());
+        }
+        Command::SetLog(log, reply) => {
+            if let Some(queue) = worker.queue_mut() {
+                queue.set_log(log);
             }
             let _ = reply.send(());
         }

@@ -18,5 +18,6 @@ mod late_writes;
 mod lifecycle;
 mod managed_key;
 mod messages;
+mod migration;
 mod notifications;
 mod small_blocks;

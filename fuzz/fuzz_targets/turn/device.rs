@@ -142,6 +142,7 @@ impl Device {
             error: None,
             enabled: self.enabled,
             tracking: None,
+            log: None,
         };
         self.worker.start_queue(setup).expect("a sane ring");
         // Somebody may have missed a notification: one too many is of no consequence.

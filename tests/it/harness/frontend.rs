@@ -191,6 +191,7 @@ impl Frontend {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE;
         let wanted =
             if setup.keeps_inflight { wanted | VhostUserProtocolFeatures::INFLIGHT_SHMFD } else { wanted };

@@ -6,6 +6,7 @@ pub mod driver;
 pub mod fd;
 pub mod frontend;
 pub mod load;
+pub mod log;
 pub mod memory;
 pub mod page_cache;
 pub mod request;

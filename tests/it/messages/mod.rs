@@ -2,6 +2,7 @@
 
 mod connections;
 mod inflight;
+mod log;
 mod memory;
 mod rings;
 
