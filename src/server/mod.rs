@@ -10,6 +10,7 @@ mod device;
 pub mod error;
 pub mod harden;
 mod lock_holder;
+mod refusal;
 mod rings;
 mod session;
 mod socket;

@@ -4,7 +4,6 @@
 //! stops the queues first, over the one path there is: drain, answer, return the ring's state.
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 
 use vhost::VhostUserMemoryRegionBase;
@@ -16,14 +15,13 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error as VhostUserError, GpuBackend, VhostUserBackendReqHandlerMut};
 
 use super::device::Device;
-use super::rings::{Ring, RingFeatures, Rings, StartError};
+use super::refusal::{Answer, not_offered, refuse};
+use super::rings::{Ring, RingFeatures, Rings};
 use crate::guest::memory::MAX_REGIONS;
 use crate::guest::{DirtyLog, GuestMemory, InflightGeometry, InflightRegion, Region, inflight};
 use crate::virtio::RingAddresses;
 use crate::virtio::wire::{self, feature};
 use crate::worker::{QueueThread, WorkerGone};
-
-type Answer<T> = Result<T, VhostUserError>;
 
 /// One front end's view of the disk.
 #[derive(Debug)]
@@ -105,35 +103,6 @@ impl<'a> Session<'a> {
         self.rings.pause()?;
         self.memory = Arc::new(memory);
         Ok(self.rings.resume(&self.memory)?)
-    }
-}
-
-/// A message that cannot be followed. The front end learns that it failed and may go on.
-fn refuse(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> VhostUserError {
-    VhostUserError::ReqHandlerError(io::Error::other(error))
-}
-
-/// A message that we have not offered to understand. It ends the connection.
-fn not_offered(what: &'static str) -> VhostUserError {
-    VhostUserError::InvalidOperation(what)
-}
-
-impl From<WorkerGone> for VhostUserError {
-    /// Nothing can be served any more: the connection ends, and the process with it.
-    fn from(_: WorkerGone) -> Self {
-        Self::BackendInternalError
-    }
-}
-
-impl From<StartError> for VhostUserError {
-    fn from(error: StartError) -> Self {
-        match error {
-            StartError::Gone(gone) => gone.into(),
-            StartError::Queue(_)
-            | StartError::Ring(_)
-            | StartError::Descriptor(_)
-            | StartError::Untracked(_) => refuse(error),
-        }
     }
 }
 
