@@ -65,6 +65,9 @@
 //! * The process may die at any moment: its successor repeats what was under way, before anything new, and not before
 //!   the last transfer of the dead has ended ([`guest::inflight`], `docs/reliability.md`). The front end has to keep the
 //!   in-flight region.
+//! * A guest that is migrated takes the volume with it: one process at a time has running rings, and what the one has
+//!   answered is durable before the next begins (`server::tenure`, `docs/migration.md`). Every page of the guest's memory
+//!   that is written meanwhile is in the front end's log ([`guest::dirty`]).
 //! * A stopped ring has nothing under way: its requests are answered and the guest's memory is left alone.
 //! * Key bytes live in [`keys::Secret`], [`cipher::VolumeKey`] and [`cipher::Xts`] only, and beside them, while a
 //!   volume is unlocked, in libcryptsetup, and what an open keystore derives from its key-encryption key: locked,
@@ -77,7 +80,8 @@
 //! * Storage may be read, copied, swapped and rolled back by others at any time. XTS hides content; it does not
 //!   prove that content is what was written.
 //! * A write that storage acknowledged and a later `fdatasync` that succeeded make data survive power failure.
-//! * Nobody else writes to the volume: `flock`, and `O_EXCL` on block devices, keep cooperating processes out.
+//! * Nobody else writes to the volume: `flock`, and `O_EXCL` on block devices, keep cooperating processes out. (Between
+//!   hosts, where storage does not pass locks on, whoever starts VMs does.)
 
 pub mod bench;
 pub mod cipher;

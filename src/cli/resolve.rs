@@ -18,6 +18,8 @@ use crate::server::config::{
 
 /// Less than the 90 s that systemd gives a service to start.
 const DEFAULT_KEY_TIMEOUT: Duration = Duration::from_secs(60);
+/// As long as storage may take to end the last transfers of a process that has been killed.
+const DEFAULT_INCOMING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most queues that are offered without being asked for.
 const DEFAULT_NUM_QUEUES_MAX: u16 = 16;
 
@@ -114,8 +116,30 @@ impl ServeOptions {
         };
         let (engine, once) = (self.engine.unwrap_or_default(), self.once.unwrap_or(false));
         let cipher_kernel = self.cipher_kernel.unwrap_or_default();
+        let incoming = self.incoming()?;
         let endpoint = self.endpoint()?;
-        Ok(ServeConfig { endpoint, volume, format, keys, key_timeout, cipher_kernel, device, engine, once })
+        Ok(ServeConfig {
+            endpoint,
+            volume,
+            format,
+            keys,
+            key_timeout,
+            cipher_kernel,
+            device,
+            engine,
+            incoming,
+            once,
+        })
+    }
+
+    /// How long to wait for the volume of a VM that comes from elsewhere, if one does.
+    fn incoming(&self) -> Result<Option<Duration>, ConfigError> {
+        match (self.incoming.unwrap_or(false), self.incoming_timeout) {
+            (true, None) => Ok(Some(DEFAULT_INCOMING_TIMEOUT)),
+            (true, Some(seconds)) => Ok(Some(Duration::from_secs(seconds.into()))),
+            (false, None) => Ok(None),
+            (false, Some(seconds)) => Err(impossible("--incoming-timeout", seconds, "only with --incoming")),
+        }
     }
 
     fn endpoint(self) -> Result<Endpoint, ConfigError> {
@@ -250,6 +274,8 @@ mod tests {
         assert_eq!(config.device, device);
         assert!((1..=16).contains(&default_num_queues()));
         assert_eq!((config.engine, config.once), (EngineKind::Uring, false));
+        assert_eq!(config.incoming, None);
+        assert_eq!(plain("incoming = true").unwrap().incoming, Some(Duration::from_secs(60)));
         assert_eq!(config.cipher_kernel, KernelChoice::Auto);
         assert!(matches!(config.endpoint, Endpoint::Listen(path) if path.as_os_str() == "/s"));
     }
@@ -261,7 +287,7 @@ mod tests {
              offset = 3\nskip = 16\ninsecure = ['equal-key-halves']\nnum-queues = 5\nqueue-size = 64\n\
              logical-block-size = 512\nserial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\ndirect = 'off'\n\
              engine = 'blocking'\nkey-timeout = 5\nonce = true\nread-only = true\ncipher-kernel = 'portable'\n\
-             plain-hash = 'ripemd160'",
+             plain-hash = 'ripemd160'\nincoming = true\nincoming-timeout = 7",
         )
         .unwrap();
         let format = PlainFormat {
@@ -287,6 +313,7 @@ mod tests {
         };
         assert_eq!(config.device, device);
         assert_eq!((config.engine, config.once), (EngineKind::Blocking, true));
+        assert_eq!(config.incoming, Some(Duration::from_secs(7)));
         assert_eq!(config.cipher_kernel, KernelChoice::Portable);
         let keys: Vec<String> = config.keys.iter().map(|key| key.reference().to_string()).collect();
         assert_eq!(keys, ["fd:9"]);
@@ -331,6 +358,7 @@ mod tests {
             ("queue-size = 2048", "--queue-size 2048", "a power of two from 4 to 1024"),
             ("serial = '123456789012345678901'", "--serial", "up to 20"),
             ("serial = 'é'", "--serial", "ASCII"),
+            ("incoming-timeout = 5", "--incoming-timeout 5", "only with --incoming"),
             ("iv-large-sectors = true", "--iv-large-sectors", "--sector-size"),
             ("skip = 1\nsector-size = 1024", "--skip 1", "multiple of the 2"),
         ] {

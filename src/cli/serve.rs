@@ -165,6 +165,13 @@ pub(super) struct ServeOptions {
     /// What moves bytes between memory and storage [default: uring]
     #[arg(long, help_heading = PROCESS)]
     pub(super) engine: Option<EngineKind>,
+    /// Serve a VM that is migrated to here: the volume stays with the process that serves it until the guest goes on
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_possible_values = true, help_heading = PROCESS)]
+    pub(super) incoming: Option<bool>,
+    /// How long that process may take to let go of the volume once the guest is to go on here [default: 60]
+    #[arg(long, value_name = "SECONDS", help_heading = PROCESS)]
+    pub(super) incoming_timeout: Option<u32>,
     /// Exit when the VMM disconnects instead of waiting for the next one
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_possible_values = true, help_heading = PROCESS)]
@@ -335,6 +342,8 @@ impl ServeOptions {
             cache: other.cache.or(base.cache),
             discard: other.discard.or(base.discard),
             engine: other.engine.or(base.engine),
+            incoming: other.incoming.or(base.incoming),
+            incoming_timeout: other.incoming_timeout.or(base.incoming_timeout),
             once: other.once.or(base.once),
             log_level: other.log_level.or(base.log_level),
         }
@@ -362,7 +371,7 @@ mod tests {
     }
 
     /// One valid value for every option: as on the command line, and as in the file.
-    const SAMPLES: [(&str, &str, &str); 37] = [
+    const SAMPLES: [(&str, &str, &str); 39] = [
         ("socket-path", "--socket-path=/s", "'/s'"),
         ("fd", "--fd=7", "7"),
         ("connect", "--connect=/c", "'/c'"),
@@ -398,6 +407,8 @@ mod tests {
         ("cache", "--cache=writethrough", "'writethrough'"),
         ("discard", "--discard=pass", "'pass'"),
         ("engine", "--engine=blocking", "'blocking'"),
+        ("incoming", "--incoming", "true"),
+        ("incoming-timeout", "--incoming-timeout=7", "7"),
         ("once", "--once", "true"),
         ("log-level", "--log-level=trace", "'trace'"),
     ];

@@ -65,6 +65,11 @@ impl Engine for Blocking {
     fn watch(&mut self, wake: Wake, fd: Option<OwnedFd>) -> io::Result<()> {
         Ok(self.wakes.set(wake, fd)?)
     }
+
+    fn set_volume(&mut self, volume: Arc<OwnedFd>) -> io::Result<()> {
+        self.volume = volume;
+        Ok(())
+    }
 }
 
 /// One system call for what is left of `op` after its first `moved_bytes`.

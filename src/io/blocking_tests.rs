@@ -50,6 +50,18 @@ fn errno_of(completion: Completion) -> Option<i32> {
 }
 
 #[test]
+fn goes_on_with_another_open_file_of_the_volume() {
+    let (first, first_file) = test_volumes::volume(Kind::Memory, &[5; 8192]);
+    let (second, second_file) = test_volumes::volume(Kind::Memory, &[6; 8192]);
+    let mut engine = Blocking::new(first, 1).unwrap();
+    engine.set_volume(second).unwrap();
+    engine.start(Tag(0), write(0));
+    engine.reap().expect("the operation ends in start").result.unwrap();
+    assert_eq!(test_volumes::contents(&first_file), [5; 8192]);
+    assert_eq!(test_volumes::contents(&second_file), [9; 8192]);
+}
+
+#[test]
 fn a_truncated_file_is_an_error_never_zeroes() {
     for kind in KINDS {
         let (volume, file) = test_volumes::volume(kind, &[5; 8192]);

@@ -27,6 +27,7 @@ pub use slots::{PoolShape, Slot, SlotPool};
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// Names one operation from [`Engine::start`] to its [`Completion`]. The caller chooses it, below the
 /// `max_ops` that the engine was made for, and does not use it again before the completion was reaped.
@@ -178,4 +179,9 @@ pub trait Engine {
     /// # Errors
     /// When the descriptor is a file, which is never signalled.
     fn watch(&mut self, wake: Wake, fd: Option<OwnedFd>) -> io::Result<()>;
+    /// Moves on to another open file of the same volume. Nothing is in flight.
+    ///
+    /// # Errors
+    /// The engine is of no further use.
+    fn set_volume(&mut self, volume: Arc<OwnedFd>) -> io::Result<()>;
 }

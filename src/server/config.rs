@@ -44,6 +44,9 @@ pub struct ServeConfig {
     pub device: DeviceConfig,
     /// What moves the bytes.
     pub engine: EngineKind,
+    /// Serve a VM that comes from another process, which has the volume until then: how long that process may take to
+    /// let go of it once the guest is to go on here.
+    pub incoming: Option<Duration>,
     /// Exit when the VMM disconnects, instead of waiting for the next.
     pub once: bool,
 }

@@ -1,25 +1,25 @@
 //! The disk as virtio describes it: features, configuration space, write cache.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io;
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
 use super::config::{CacheMode, DeviceConfig, DiscardPolicy};
+use super::tenure::{Tenure, TenureError};
 use crate::geometry::{Geometry, SectorSize};
 use crate::guest::Remembered;
 use crate::virtio::DiskView;
 use crate::virtio::wire::{self, ConfigFields, feature};
-use crate::worker::Disk;
+use crate::worker::{Disk, QueueThread};
 
 /// The served disk, the same for every front end.
 #[derive(Debug)]
 pub(super) struct Device {
     disk: Disk,
     config: DeviceConfig,
-    /// The backing volume, for what is not done by a queue.
-    backing: File,
+    /// The backing volume.
+    tenure: Tenure,
     cache: Cell<Cache>,
 }
 
@@ -35,9 +35,9 @@ struct Cache {
 }
 
 impl Device {
-    pub(super) fn new(disk: Disk, config: DeviceConfig, backing: File) -> Self {
+    pub(super) fn new(disk: Disk, config: DeviceConfig, tenure: Tenure) -> Self {
         let cache = Cache { writeback: config.cache == CacheMode::Writeback, known: false };
-        Self { disk, config, backing, cache: Cell::new(cache) }
+        Self { disk, config, tenure, cache: Cell::new(cache) }
     }
 
     pub(super) fn num_queues(&self) -> u16 {
@@ -129,6 +129,21 @@ impl Device {
         synced
     }
 
+    /// The volume, held or let go of.
+    pub(super) fn tenure(&self) -> &Tenure {
+        &self.tenure
+    }
+
+    /// Lets go of the volume, once everything written is durable: whoever takes it cannot know otherwise what is not.
+    /// No ring runs.
+    ///
+    /// # Errors
+    /// When it is not durable. The volume is still ours then, and nobody else can go on with what was lost.
+    pub(super) fn let_go(&self, threads: &[QueueThread]) -> Result<(), TenureError> {
+        self.sync().map_err(TenureError::NotDurable)?;
+        self.tenure.let_go(threads)
+    }
+
     /// Makes everything written durable.
     ///
     /// # Errors
@@ -140,7 +155,7 @@ impl Device {
         if self.disk.volume.has_sync_failed() {
             return Err(io::Error::other("an earlier fdatasync of the volume failed"));
         }
-        self.backing.sync_data().inspect_err(|_| self.disk.volume.latch_sync_failure())
+        self.tenure.sync_data().inspect_err(|_| self.disk.volume.latch_sync_failure())
     }
 }
 

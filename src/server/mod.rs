@@ -16,6 +16,7 @@ mod session;
 mod socket;
 pub mod startup;
 mod stop;
+mod tenure;
 pub mod volume_file;
 
 use std::io;
@@ -35,6 +36,7 @@ use device::Device;
 use session::Session;
 use socket::Socket;
 use stop::StopSignal;
+use tenure::Tenure;
 
 use crate::cipher::{KernelChoice, Xts};
 use crate::format::{Encryption, Unlocked};
@@ -56,10 +58,10 @@ pub fn serve(config: ServeConfig) -> Result<(), ServeError> {
     // Before this, a signal ends the process as usual: there is nothing to finish, and fetching a key may block.
     let stop = StopSignal::install().map_err(ServeError::Session)?;
     fault::end_on_memory_fault().map_err(ServeError::Session)?;
-    let backing = Arc::new(OwnedFd::from(opened.volume.file.try_clone().map_err(ServeError::Session)?));
+    let tenure = Tenure::new(opened.volume, config.volume.clone(), config.incoming);
     let disk = make_disk(opened.unlocked, opened.logical_block, config.cipher_kernel, &config.device)?;
-    let threads = spawn_queues(&disk, &config, &backing, &stop)?;
-    let device = Device::new(disk, config.device, opened.volume.file);
+    let threads = spawn_queues(&disk, &config, &tenure.volume(), &stop)?;
+    let device = Device::new(disk, config.device, tenure);
     let mut socket = Socket::open(config.endpoint)?;
     tracing::info!("waiting for the VMM");
     while let Some(stream) = socket.next_front_end(&stop)? {

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::tenure::{Tenure, TenureError};
 use crate::guest::{DirtyLog, GuestMemory, InflightRegion};
 use crate::virtio::{RingAddresses, RingError, RingSetup, Tracking};
 use crate::worker::{QueueError, QueueSetup, QueueThread, WorkerGone};
@@ -19,8 +20,19 @@ pub(super) enum StartError {
     Gone(#[from] WorkerGone),
     #[error("cannot duplicate a ring's descriptor")]
     Descriptor(#[from] io::Error),
+    #[error(transparent)]
+    Volume(TenureError),
     #[error("the in-flight region has no part for queue {0}")]
     Untracked(usize),
+}
+
+impl From<TenureError> for StartError {
+    fn from(error: TenureError) -> Self {
+        match error {
+            TenureError::Gone(gone) => Self::Gone(gone),
+            error => Self::Volume(error),
+        }
+    }
 }
 
 /// One ring as the front end has described it so far.
@@ -64,6 +76,7 @@ pub(super) struct RingFeatures {
 #[derive(Debug)]
 pub(super) struct Rings<'a> {
     threads: &'a [QueueThread],
+    tenure: &'a Tenure,
     rings: Vec<Ring>,
     pub(super) features: RingFeatures,
     /// Where requests under way are noted. It outlives resets of the device.
@@ -73,13 +86,17 @@ pub(super) struct Rings<'a> {
 }
 
 impl<'a> Rings<'a> {
-    pub(super) fn new(threads: &'a [QueueThread]) -> Self {
+    pub(super) fn new(threads: &'a [QueueThread], tenure: &'a Tenure) -> Self {
         let rings = threads.iter().map(|_| Ring::default()).collect();
-        Self { threads, rings, features: RingFeatures::default(), inflight: None, log: None }
+        Self { threads, tenure, rings, features: RingFeatures::default(), inflight: None, log: None }
     }
 
     pub(super) fn get_mut(&mut self, index: usize) -> Option<(&mut Ring, &'a QueueThread)> {
         self.rings.get_mut(index).zip(self.threads.get(index))
+    }
+
+    pub(super) fn threads(&self) -> &'a [QueueThread] {
+        self.threads
     }
 
     pub(super) fn any_running(&self) -> bool {
@@ -146,6 +163,7 @@ impl<'a> Rings<'a> {
             tracking,
             log: self.log.clone(),
         };
+        self.tenure.take(self.threads)?;
         self.threads[index].start(setup)??;
         ring.running = true;
         tracing::debug!(

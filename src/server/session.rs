@@ -40,7 +40,7 @@ impl<'a> Session<'a> {
         if let Err(error) = device.set_writeback(false) {
             tracing::warn!(%error, "what was written before this VMM connected may not be durable");
         }
-        let rings = Rings::new(threads);
+        let rings = Rings::new(threads, device.tenure());
         Self { device, rings, memory: Arc::default(), log: None, acked_features: 0 }
     }
 
@@ -69,6 +69,19 @@ impl<'a> Session<'a> {
         let applied = self.device.set_writeback(writeback);
         self.rings.resume(&self.memory)?;
         applied.map_err(refuse)
+    }
+
+    /// When the last ring has stopped during a migration, the guest goes on elsewhere, or here again: lets others have
+    /// the volume.
+    fn hand_over(&mut self) -> Answer<()> {
+        if self.rings.log().is_none() || self.rings.any_running() {
+            return Ok(());
+        }
+        // The reply would say that the guest can go on. Without a connection the VMM has to deal with that.
+        self.device.let_go(self.rings.threads()).map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "the guest cannot be handed over");
+            VhostUserError::BackendInternalError
+        })
     }
 
     /// Leaves word of the write cache for a successor: front ends that come back do not tell of it again.
@@ -279,6 +292,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         let (ring, _) = self.ring(index as usize)?;
         // A stopped ring starts with the next kick descriptor, not with the one it had.
         (ring.kick, ring.call) = (None, None);
+        self.hand_over()?;
         Ok(VhostUserVringState::new(index, u32::from(next_available)))
     }
 

@@ -4,7 +4,7 @@ use tracing::{debug, info};
 
 use super::config::ServeConfig;
 use super::error::ServeError;
-use super::volume_file::{OpenedVolume, open_volume};
+use super::volume_file::{OpenedVolume, open_incoming, open_volume};
 use crate::format::{Unlocked, header_lock};
 use crate::geometry::SectorSize;
 use crate::keys;
@@ -12,7 +12,7 @@ use crate::keys;
 /// An open volume and what its format made of it.
 #[derive(Debug)]
 pub struct Disk {
-    /// The open and locked volume.
+    /// The open volume, locked unless it is to be taken over from another process.
     pub volume: OpenedVolume,
     /// Where its payload lies and how that is encrypted.
     pub unlocked: Unlocked,
@@ -26,15 +26,21 @@ pub struct Disk {
 /// # Errors
 /// See [`ServeError`].
 pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
-    let volume = open_volume(&config.volume)?;
+    let volume = match config.incoming {
+        None => open_volume(&config.volume)?,
+        Some(_) => open_incoming(&config.volume)?,
+    };
     let secret = match config.keys.as_slice() {
         [] => None,
         keys => Some(keys::fetch_first(keys, config.key_timeout)?),
     };
     let unlocked = config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?;
     volume.check_alignment(&unlocked.geometry)?;
-    // The header has been read: from here on it may be changed. Where there are no such locks, it cannot be.
-    if let Err(error) = header_lock::mark_served(&volume.file) {
+    // The header has been read: from here on it may be changed. Where there are no such locks, it cannot be. Whoever
+    // serves an incoming VM's volume now has left the mark.
+    if config.incoming.is_none()
+        && let Err(error) = header_lock::mark_served(&volume.file)
+    {
         debug!(error = &error as &dyn std::error::Error, "the header cannot be changed while it is served");
     }
     let logical_block = logical_block(unlocked.geometry.sector_size, config.device.logical_block)?;

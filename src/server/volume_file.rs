@@ -2,10 +2,12 @@
 //!
 //! Two writers are impossible: every process that serves a volume holds a `flock` on it until it ends, shared
 //! when it only reads, and a block device is opened exclusively besides, which the kernel refuses while it is
-//! mounted or claimed (by device-mapper, md, another `sealblk`).
+//! mounted or claimed (by device-mapper, md, another `sealblk`). A process that has let another one go on with the
+//! guest, or waits for that, has it open for reading only: see [`tenure`](super::tenure).
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -19,7 +21,7 @@ use crate::geometry::{Geometry, SectorSize};
 
 /// How long a volume may stay busy before it counts as somebody else's: udev locks a block device while it looks at
 /// it, and a process takes a moment to end.
-const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the lock of a dead process is waited for. It lasts until that process's last transfer has ended: see
 /// [`lock_holder`](super::lock_holder).
 const GONE_PATIENCE: Duration = Duration::from_secs(60);
@@ -28,10 +30,10 @@ const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Alignment of I/O buffers: a page, the least that any platform has.
 const BUFFER_ALIGN_BYTES: u32 = 4096;
 
-/// A volume that is open and locked until this is dropped.
+/// An open volume.
 #[derive(Debug)]
 pub struct OpenedVolume {
-    /// The volume. Its lock lasts as long as this open file, duplicates included.
+    /// The volume. Its lock, if it has one, lasts as long as this open file, duplicates included.
     pub file: File,
     /// Its size.
     pub size_bytes: u64,
@@ -128,12 +130,70 @@ pub enum VolumeError {
 /// # Errors
 /// See [`VolumeError`].
 pub fn open_volume(config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
-    let mut patience = Patience::default();
+    open_at(&config.path, config, Access::Locked { patience: BUSY_PATIENCE })
+}
+
+/// Opens a volume that another process serves until the guest goes on here: for reading only, without a lock. That it
+/// could be written as well is checked.
+///
+/// # Errors
+/// See [`VolumeError`].
+pub fn open_incoming(config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
+    let volume = open_at(&config.path, config, Access::Idle)?;
+    if !config.read_only {
+        open_file(&descriptor_path(&volume.file), config, 0, &mut Patience::new(Duration::ZERO))?;
+    }
+    Ok(volume)
+}
+
+/// Opens the volume behind an open file anew, to serve it, and locks it. Others may have it for so long.
+///
+/// # Errors
+/// See [`VolumeError`].
+pub(super) fn reopen_locked(
+    volume: &impl AsRawFd,
+    config: &VolumeConfig,
+    patience: Duration,
+) -> Result<OpenedVolume, VolumeError> {
+    open_at(&descriptor_path(volume), config, Access::Locked { patience })
+}
+
+/// Opens the volume behind an open file anew, for reading only and without a lock.
+///
+/// # Errors
+/// See [`VolumeError`].
+pub(super) fn reopen_idle(volume: &impl AsRawFd, config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
+    open_at(&descriptor_path(volume), config, Access::Idle)
+}
+
+/// Where the kernel opens what an open file is open on, wherever its path leads by now.
+fn descriptor_path(file: &impl AsRawFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// What a volume is opened for.
+#[derive(Clone, Copy)]
+enum Access {
+    /// To be served: locked, and written unless that was declined.
+    Locked { patience: Duration },
+    /// To be looked at.
+    Idle,
+}
+
+/// Opens the configured volume at `place`: its path, or one that leads to the same file.
+fn open_at(place: &Path, config: &VolumeConfig, access: Access) -> Result<OpenedVolume, VolumeError> {
     let path = &config.path;
     // Looked at before it is opened, since opening alone can wait (FIFO) or do things (tape, watchdog).
-    let found = fs::metadata(path).map_err(|source| VolumeError::Open { path: path.clone(), source })?;
+    let found = fs::metadata(place).map_err(|source| VolumeError::Open { path: path.clone(), source })?;
     check_kind(path, found.file_type())?;
-    let mut file = open_file(config, found.file_type(), &mut patience)?;
+    let (patience, read_only) = match access {
+        Access::Locked { patience } => (patience, config.read_only),
+        Access::Idle => (Duration::ZERO, true),
+    };
+    let mut patience = Patience::new(patience);
+    let exclusive = !read_only && found.file_type().is_block_device();
+    let opened_for = VolumeConfig { read_only, ..config.clone() };
+    let mut file = open_file(place, &opened_for, if exclusive { libc::O_EXCL } else { 0 }, &mut patience)?;
 
     let opened = file.metadata().map_err(|source| VolumeError::Open { path: path.clone(), source })?;
     check_kind(path, opened.file_type())?;
@@ -141,7 +201,9 @@ pub fn open_volume(config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
     if !config.read_only && is_write_protected(&opened) {
         return Err(VolumeError::NotWritable { path: path.clone() });
     }
-    lock(config, &file, &mut patience)?;
+    if matches!(access, Access::Locked { .. }) {
+        lock(config, &file, &mut patience)?;
+    }
 
     let size_bytes = if is_block_device { file.seek(SeekFrom::End(0)) } else { Ok(opened.len()) }
         .map_err(|source| VolumeError::Open { path: path.clone(), source })?;
@@ -212,25 +274,25 @@ fn is_write_protected(opened: &Metadata) -> bool {
 }
 
 fn open_file(
+    place: &Path,
     config: &VolumeConfig,
-    file_type: FileType,
+    flags: libc::c_int,
     patience: &mut Patience,
 ) -> Result<File, VolumeError> {
-    let exclusive = !config.read_only && file_type.is_block_device();
-    let flags = if config.direct { libc::O_DIRECT } else { 0 } | if exclusive { libc::O_EXCL } else { 0 };
+    let flags = flags | if config.direct { libc::O_DIRECT } else { 0 };
     let path = config.path.clone();
     loop {
-        let opened = OpenOptions::new().read(true).write(!config.read_only).custom_flags(flags).open(&path);
+        let opened = OpenOptions::new().read(true).write(!config.read_only).custom_flags(flags).open(place);
         let source = match opened {
             Ok(file) => return Ok(file),
             Err(source) => source,
         };
         return Err(match source.kind() {
-            ErrorKind::ResourceBusy if patience.lasts(|| claimant(&path)) => continue,
+            ErrorKind::ResourceBusy if patience.lasts(|| claimant(place)) => continue,
             ErrorKind::ResourceBusy => VolumeError::Claimed { path },
             ErrorKind::InvalidInput if config.direct => VolumeError::DirectUnsupported { path },
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-                if !config.read_only && File::open(&path).is_ok() =>
+                if !config.read_only && File::open(place).is_ok() =>
             {
                 VolumeError::NotWritable { path }
             }
@@ -255,18 +317,23 @@ fn lock(config: &VolumeConfig, file: &File, patience: &mut Patience) -> Result<(
 }
 
 /// Waiting for a busy volume.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Patience {
+    with_the_living: Duration,
     since: Option<Instant>,
     told: bool,
 }
 
 impl Patience {
+    fn new(with_the_living: Duration) -> Self {
+        Self { with_the_living, since: None, told: false }
+    }
+
     /// Whether to try again, after a pause that this makes.
     fn lasts(&mut self, holder: impl FnOnce() -> Holder) -> bool {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
-        if waited >= BUSY_PATIENCE {
-            if waited >= GONE_PATIENCE || holder() == Holder::Alive {
+        if waited >= self.with_the_living {
+            if waited >= GONE_PATIENCE.max(self.with_the_living) || holder() == Holder::Alive {
                 return false;
             }
             if !self.told {

@@ -451,6 +451,15 @@ impl<E: Engine> Worker<E> {
         self.engine.watch(Wake::Control, Some(fd))
     }
 
+    /// Moves on to another open file of the volume, while there is no queue.
+    ///
+    /// # Errors
+    /// When the engine is of no further use.
+    pub fn set_volume(&mut self, volume: Arc<OwnedFd>) -> io::Result<()> {
+        assert!(self.queue.is_none(), "a queue may have requests under way");
+        self.engine.set_volume(volume)
+    }
+
     /// Moves the queue to memory that still has all regions it uses.
     ///
     /// # Errors

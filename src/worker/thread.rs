@@ -28,6 +28,7 @@ enum Command {
     SetCall(Option<OwnedFd>, Sender<()>),
     SetEnabled(bool, Sender<()>),
     SetLog(Option<Arc<DirtyLog>>, Sender<()>),
+    SetVolume(Arc<OwnedFd>, Sender<()>),
     ExtendMemory(Arc<GuestMemory>, Sender<Result<(), RingError>>),
 }
 
@@ -126,6 +127,14 @@ impl QueueThread {
         self.ask(|reply| Command::SetLog(log, reply))
     }
 
+    /// Moves on to another open file of the volume, while there is no queue. Of the last one nothing is held any more.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn set_volume(&self, volume: Arc<OwnedFd>) -> Result<(), WorkerGone> {
+        self.ask(|reply| Command::SetVolume(volume, reply))
+    }
+
     /// Moves the queue to memory that has all its regions and more.
     ///
     /// # Errors
@@ -215,6 +224,10 @@ fn obey<E: Engine>(worker: &mut Worker<E>, command: Command) -> io::Result<()> {
             if let Some(queue) = worker.queue_mut() {
                 queue.set_log(log);
             }
+            let _ = reply.send(());
+        }
+        Command::SetVolume(volume, reply) => {
+            worker.set_volume(volume)?;
             let _ = reply.send(());
         }
         Command::ExtendMemory(memory, reply) => {

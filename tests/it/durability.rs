@@ -9,6 +9,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
 use crate::harness::frontend::*;
+use crate::harness::log::Log;
 use crate::harness::page_cache::unwritten_pages;
 use crate::harness::*;
 
@@ -44,6 +45,17 @@ fn a_flush_makes_completed_writes_durable() {
         frontend.run(&Request::flush()).ok();
         assert_eq!(unwritten(&backend), 0, "after a flush nothing waits");
     }
+}
+
+#[test]
+fn a_guest_that_is_handed_over_leaves_nothing_behind_in_memory() {
+    let Some(backend) = clean_disk(&[]) else { return };
+    let mut frontend = Frontend::connect(backend.socket());
+    Log::up_to(128 << 20).begin(&frontend);
+    frontend.run(&Request::write(0, &pattern(1, 65536))).ok();
+    assert!(unwritten(&backend) > 0, "with the cache on, a write may wait");
+    frontend.stop_ring(0);
+    assert_eq!(unwritten(&backend), 0, "another host would not see it");
 }
 
 #[test]

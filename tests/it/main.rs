@@ -12,6 +12,7 @@ mod device;
 mod drivers;
 mod durability;
 mod golden;
+mod hand_over;
 mod harness;
 mod hostile;
 mod late_writes;

@@ -9,6 +9,7 @@ mod disk;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -121,6 +122,10 @@ impl Engine for Sim {
 
     fn watch(&mut self, wake: Wake, fd: Option<OwnedFd>) -> io::Result<()> {
         Ok(self.wakes.set(wake, fd)?)
+    }
+
+    fn set_volume(&mut self, _volume: Arc<OwnedFd>) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ mod watches;
 use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
@@ -45,7 +45,7 @@ pub struct Uring {
     #[cfg(test)]
     injected: VecDeque<Errno>,
     /// Keeps the volume open, for the case that it is not registered.
-    _volume: Arc<OwnedFd>,
+    volume: Arc<OwnedFd>,
     /// The kernel lets only the thread that made the ring use it.
     _not_send: PhantomData<*const ()>,
 }
@@ -112,7 +112,7 @@ impl Uring {
             drain_patience_seconds: setup.drain_patience_seconds,
             #[cfg(test)]
             injected: VecDeque::new(),
-            _volume: volume,
+            volume,
             _not_send: PhantomData,
         })
     }
@@ -180,6 +180,17 @@ impl Engine for Uring {
     fn watch(&mut self, wake: Wake, fd: Option<OwnedFd>) -> io::Result<()> {
         self.watches.set(wake, fd)?;
         self.submit(Wait::No)
+    }
+
+    fn set_volume(&mut self, volume: Arc<OwnedFd>) -> io::Result<()> {
+        assert_eq!(self.in_flight_count, 0, "the kernel still works on the old file");
+        if self.parts.volume_flags.is_empty() {
+            self.parts.volume = types::Fd(volume.as_raw_fd());
+        } else {
+            self.parts.ring.submitter().register_files_update(0, &[volume.as_raw_fd()])?;
+        }
+        self.volume = volume;
+        Ok(())
     }
 }
 

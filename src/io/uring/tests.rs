@@ -151,6 +151,23 @@ fn a_truncated_file_is_an_error_never_zeroes() {
 }
 
 #[test]
+fn goes_on_with_another_open_file_of_the_volume() {
+    for register_volume in [true, false] {
+        let (first, first_file) = test_volumes::volume(Kind::Memory, &[5; 16 << 10]);
+        let (second, second_file) = test_volumes::volume(Kind::Memory, &[6; 16 << 10]);
+        let mut rig = Rig::new(first, &Setup { register_volume, ..Setup::default() });
+        rig.engine.set_volume(Arc::clone(&second)).unwrap();
+        let write = rig.write(4096);
+        rig.run(write).result.unwrap();
+        assert_eq!(test_volumes::contents(&first_file), [5; 16 << 10]);
+        assert_eq!(test_volumes::contents(&second_file)[4096..12 << 10], [9; 8192]);
+        rig.engine.set_volume(test_volumes::read_only(&second_file)).unwrap();
+        let write = rig.write(0);
+        assert_eq!(errno_of(rig.run(write)), Some(libc::EBADF));
+    }
+}
+
+#[test]
 fn errors_of_the_kernel_come_through() {
     let (_, file) = test_volumes::volume(Kind::Disk, &[5; 8192]);
     let mut read_only = Rig::new(test_volumes::read_only(&file), &Setup::default());
