@@ -16,5 +16,6 @@ mod dm_crypt;
 mod filesystem;
 mod harness;
 mod luks;
+mod migration;
 mod recovery;
 mod small_blocks;

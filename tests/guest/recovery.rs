@@ -36,7 +36,7 @@ fn killed_under_load(queue_count: u16) {
     let message = folder.path().join("message");
     File::create(&message).and_then(|file| file.set_len(1 << 20)).expect("a disk for messages");
     let mut served = Served::start(&volume, &ServeOptions { queue_count, ..ServeOptions::default() });
-    let mut guest = Guest::new(folder.path(), "killed_under_load")
+    let mut guest = Guest::new(folder.path(), "under_load")
         .disk(&served)
         .raw_disk(&message)
         .with_fio()

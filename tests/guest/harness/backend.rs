@@ -62,6 +62,8 @@ pub(crate) struct ServeOptions {
     pub(crate) read_only: bool,
     pub(crate) direct: bool,
     pub(crate) serial: Option<&'static str>,
+    /// Waits for a guest that another back end of the same volume serves.
+    pub(crate) incoming: bool,
     /// Less than the layout's sector size, or the same.
     pub(crate) logical_block_bytes: Option<u32>,
 }
@@ -75,6 +77,7 @@ impl Default for ServeOptions {
             read_only: false,
             direct: true,
             serial: None,
+            incoming: false,
             logical_block_bytes: None,
         }
     }
@@ -92,8 +95,8 @@ pub(crate) struct Served {
 impl Served {
     /// Starts the chosen back end for `volume` and waits until it listens. Socket and log lie beside the image.
     pub(crate) fn start(volume: &Volume, options: &ServeOptions) -> Self {
-        let socket = volume.image.with_extension("sock");
-        let log = volume.image.with_extension("log");
+        let suffixes = if options.incoming { ["in.sock", "in.log"] } else { ["sock", "log"] };
+        let [socket, log] = suffixes.map(|suffix| volume.image.with_extension(suffix));
         let arguments = BackEnd::chosen().arguments(volume, options, &socket);
         let process = Self::spawn(&arguments, &socket, &log);
         Self { socket, log, arguments, process }
@@ -166,6 +169,9 @@ fn sealblk_arguments(volume: &Volume, options: &ServeOptions, socket: &Path) -> 
     }
     if options.read_only {
         arguments.push("--read-only".to_owned());
+    }
+    if options.incoming {
+        arguments.push("--incoming".to_owned());
     }
     arguments
 }

@@ -3,8 +3,10 @@
 pub(crate) mod backend;
 pub(crate) mod process;
 pub(crate) mod qemu;
+pub(crate) mod qmp;
 pub(crate) mod volume;
 
 pub(crate) use backend::{BackEnd, ServeOptions, Served};
 pub(crate) use qemu::Guest;
+pub(crate) use qmp::Qmp;
 pub(crate) use volume::{KeyBits, LuksLayout, PlainLayout, Volume};

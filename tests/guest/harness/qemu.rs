@@ -17,6 +17,8 @@ pub(crate) struct Guest {
     folder: PathBuf,
     script: &'static str,
     arguments: Vec<String>,
+    /// What QEMU itself is told besides.
+    qemu_arguments: Vec<String>,
     /// Logs of the back ends, for the message of a failing test.
     logs: Vec<PathBuf>,
     limit: Duration,
@@ -41,6 +43,7 @@ impl Guest {
             folder: folder.to_owned(),
             script,
             arguments: Vec::new(),
+            qemu_arguments: Vec::new(),
             logs: Vec::new(),
             limit: DEFAULT_LIMIT,
         };
@@ -80,6 +83,17 @@ impl Guest {
         self.option("--file", format!("{name}={}", path.display()))
     }
 
+    /// Further arguments of QEMU.
+    pub(crate) fn qemu(mut self, arguments: &[&str]) -> Self {
+        self.qemu_arguments.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Gives the script more time than others have.
+    pub(crate) fn limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
     /// Boots the guest and waits until its script has ended, which must be with status 0.
     pub(crate) fn run(self) -> Report {
         self.boot().finish()
@@ -90,7 +104,8 @@ impl Guest {
         let console = self.folder.join(format!("{}.console", self.script));
         let results = self.folder.join(format!("{}.results", self.script));
         let arguments = std::mem::take(&mut self.arguments);
-        let arguments = [arguments, vec!["--results".to_owned(), results.display().to_string()]].concat();
+        let end = vec!["--results".to_owned(), results.display().to_string(), "--".to_owned()];
+        let arguments = [arguments, end, std::mem::take(&mut self.qemu_arguments)].concat();
         let qemu = Process::spawn("the guest", &source("scripts/boot-guest"), &arguments, &console);
         let began = Instant::now();
         Running { guest: self, qemu, results, began }
@@ -142,6 +157,19 @@ impl Running {
             },
         };
         self.fail(&why)
+    }
+
+    /// How often the script has reported `key`.
+    pub(crate) fn count(&self, key: &str) -> usize {
+        let line = format!("result {key}=");
+        self.reported().lines().filter(|reported| reported.starts_with(&line)).count()
+    }
+
+    /// Waits until QEMU has ended, the guest being elsewhere or nowhere.
+    pub(crate) fn wait_for_end(&mut self) {
+        if self.qemu.wait(self.guest.limit).is_none() {
+            self.fail("QEMU did not end");
+        }
     }
 
     fn reported(&self) -> String {

@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# Works on a file system on disk 0, whose back end the host kills again and again, until the host says on disk 1 that it
-# is content.
+# Works on a file system on disk 0, whatever the host does with its back end, until the host says on disk 1 that it is
+# content. The variable fio_size is the size of the files, which says how long a round of work is.
 
 modprobe ext4
 device=$(disk 0)
 host=$(disk 1)
-cat >/tmp/jobs <<'JOBS'
+cat >/tmp/jobs <<JOBS
 [global]
 directory=/mnt
 verify=crc32c
 verify_fatal=1
 do_verify=1
 group_reporting=1
-size=16m
+size=${fio_size:-16m}
 
 [direct]
 direct=1
@@ -41,8 +41,13 @@ until dd if="$host" bs=512 count=1 iflag=direct status=none | grep -q '^enough';
     step "fio, round $rounds"
     run_fio --randseed=$rounds /tmp/jobs
     rounds=$((rounds + 1))
+    # What the host has plugged meanwhile is there to be used.
+    for block in /sys/devices/system/memory/memory*/state; do
+        [[ $(<"$block") != offline ]] || echo online >"$block"
+    done
+    result round $rounds
 done
-result rounds $rounds
+result memory_kib "$(awk '/^MemTotal/ { print $2 }' /proc/meminfo)"
 
 step "what is there is whole"
 drop_caches
