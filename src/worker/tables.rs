@@ -176,6 +176,11 @@ impl Pieces {
         Self(Slab::new(count))
     }
 
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.0.used()
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.0.free.is_empty()
     }

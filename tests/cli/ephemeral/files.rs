@@ -58,7 +58,7 @@ fn each_disk_has_a_key_of_its_own() {
     assert_ne!(one["key"], other["key"]);
     bench.ok("ephemeral destroy --file one --yes");
     assert!(bench.served_as_told(&other).is_none());
-    let rotated = format!("{}", other["key"].as_str().unwrap());
+    let rotated = other["key"].as_str().unwrap().to_owned();
     bench.ok(&format!("key rotate --volume other --key {rotated} --destroy-old --yes"));
     assert_eq!(bench.states(), ["whole"]);
     assert!(bench.served_as_told(&other).is_none(), "a key can be rotated");
