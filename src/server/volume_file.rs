@@ -3,7 +3,7 @@
 //! Two writers are impossible: every process that serves a volume holds a `flock` on it until it ends, shared
 //! when it only reads, and a block device is opened exclusively besides, which the kernel refuses while it is
 //! mounted or claimed (by device-mapper, md, another `sealblk`). A process that has let another one go on with the
-//! guest, or waits for that, has it open for reading only: see [`tenure`](super::tenure).
+//! guest, or waits for that, has it open for reading only: see `tenure.rs`.
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
