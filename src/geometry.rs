@@ -46,7 +46,8 @@ impl SectorSize {
     }
 }
 
-/// Where the payload lies on the backing volume and how it is cut into sectors. Fixed at start-up.
+/// Where the payload lies on the backing volume and how it is cut into sectors. Fixed at start-up, but for the capacity,
+/// which may grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// The encryption sector size; the guest's block size too, unless it is shown smaller blocks.

@@ -38,7 +38,7 @@
 //! | [`cli`] | the command line and configuration file |
 //! | [`convert`](mod@convert) | a volume made from another, or from an image |
 //! | [`ephemeral`] | disks whose key is their own and goes with them |
-//! | [`server`] | one served disk: start-up in order, the vhost-user session, the socket |
+//! | [`server`] | one served disk: start-up in order, the vhost-user session, the socket, the control socket |
 //! | [`worker`] | one queue's loop, and the volume: cipher, offset, write cache |
 //! | [`virtio`] | what the guest says: the split ring, requests (parsed without any I/O) |
 //! | [`guest`] | memory shared with the guest |
@@ -69,6 +69,8 @@
 //!   answered is durable before the next begins (`server::tenure`, `docs/migration.md`). Every page of the guest's memory
 //!   that is written meanwhile is in the front end's log ([`guest::dirty`]).
 //! * A stopped ring has nothing under way: its requests are answered and the guest's memory is left alone.
+//! * A request that storage fails is an I/O error to the guest, or is held until the operator has it tried again. What a
+//!   repetition could hide, a failed flush, is never held.
 //! * Key bytes live in [`keys::Secret`], [`cipher::VolumeKey`] and [`cipher::Xts`] only, and beside them, while a
 //!   volume is unlocked, in libcryptsetup, and what an open keystore derives from its key-encryption key: locked,
 //!   wiped, redacted.

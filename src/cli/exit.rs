@@ -15,6 +15,7 @@ use crate::format::FormatError;
 use crate::format::luks::LuksError;
 use crate::keys::KeyError;
 use crate::server::ServeError;
+use crate::server::control::client::ControlError;
 use crate::server::volume_file::VolumeError;
 
 /// Longest line about an error: names in a hostile header may be megabytes.
@@ -36,7 +37,7 @@ pub enum Exit {
     VolumeLocked = 4,
     /// The key cannot be fetched or used.
     Key = 5,
-    /// The vhost-user socket cannot be set up.
+    /// The vhost-user or control socket cannot be set up, or nobody listens on the latter.
     Socket = 6,
     /// The kernel offers no io_uring.
     UringUnavailable = 7,
@@ -70,7 +71,7 @@ impl Exit {
             Self::Volume => "volume cannot be opened, or does not fit its options",
             Self::VolumeLocked => "volume is in use by another process",
             Self::Key => "key cannot be fetched or used",
-            Self::Socket => "vhost-user socket cannot be set up",
+            Self::Socket => "vhost-user or control socket cannot be set up or connected to",
             Self::UringUnavailable => "io_uring is not available (see --engine)",
             Self::KeyUnreachable => "key manager cannot be reached (see --key-timeout); try again later",
             Self::Refused => "refused, because data or access to it could be lost (see --force and --yes)",
@@ -110,6 +111,9 @@ pub enum CliError {
     /// Measuring failed.
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// A served disk cannot be asked, or says no.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// Converting a volume failed.
     #[error(transparent)]
     Convert(#[from] ConvertError),
@@ -140,6 +144,7 @@ impl CliError {
             Self::Tool(error) => error.exit(),
             Self::Bench(BenchError::Cipher(CipherError::KernelUnavailable { .. })) => Exit::Usage,
             Self::Convert(error) => convert_exit(error),
+            Self::Control(error) => control_exit(error),
             Self::Bench(_)
             | Self::Output(_)
             | Self::Harden(_)
@@ -151,6 +156,7 @@ impl CliError {
                 ServeError::Format(error) => format_exit(error),
                 ServeError::LogicalBlockTooLarge { .. } => Exit::Volume,
                 ServeError::Socket(_) => Exit::Socket,
+                ServeError::TakeOver(error) => control_exit(error),
                 ServeError::Uring(_) => Exit::UringUnavailable,
                 ServeError::Cipher(_) => Exit::Key,
                 ServeError::Session(_) => Exit::Failure,
@@ -170,6 +176,13 @@ impl CliError {
             .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
             .take(LINE_CHARS_MAX)
             .collect()
+    }
+}
+
+fn control_exit(error: &ControlError) -> Exit {
+    match error {
+        ControlError::Connect { .. } => Exit::Socket,
+        ControlError::NoAnswer { .. } | ControlError::Fault(_) => Exit::Failure,
     }
 }
 

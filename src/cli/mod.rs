@@ -2,6 +2,7 @@
 
 mod bench;
 mod confirm;
+mod control;
 mod convert;
 mod ephemeral;
 mod exit;
@@ -59,6 +60,8 @@ enum Command {
     Ephemeral(ephemeral::EphemeralCommand),
     /// Make a volume from a raw disk, an image or another volume, or the reverse
     Convert(convert::ConvertCommand),
+    /// Look after a disk that is being served: status, drain, flush, shutdown
+    Control(control::ControlCommand),
     /// Become a program that reads disk images, with no rights but to the one on standard input
     #[command(hide = true)]
     ImageTool(convert::ImageToolCommand),
@@ -90,6 +93,7 @@ impl Command {
         match self {
             Self::Serve(command) => return command.run(),
             Self::Bench(command) => return command.run(),
+            Self::Control(command) => return command.run(),
             Self::Format(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Slot(command) => command.run(),

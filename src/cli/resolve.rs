@@ -116,6 +116,7 @@ impl ServeOptions {
         };
         let (engine, once) = (self.engine.unwrap_or_default(), self.once.unwrap_or(false));
         let cipher_kernel = self.cipher_kernel.unwrap_or_default();
+        let (on_error, control_socket) = (self.on_error.unwrap_or_default(), self.control_socket.clone());
         let incoming = self.incoming()?;
         let endpoint = self.endpoint()?;
         Ok(ServeConfig {
@@ -129,6 +130,8 @@ impl ServeOptions {
             engine,
             incoming,
             once,
+            on_error,
+            control_socket,
         })
     }
 
@@ -143,18 +146,24 @@ impl ServeOptions {
     }
 
     fn endpoint(self) -> Result<Endpoint, ConfigError> {
-        match (self.socket_path, self.fd, self.connect) {
-            (Some(path), None, None) => Ok(Endpoint::Listen(path)),
-            (None, Some(fd), None) => {
-                inherited::take(fd).map(Endpoint::Inherited).map_err(ConfigError::Descriptor)
+        let given = [
+            ("--socket-path", self.socket_path.is_some()),
+            ("--fd", self.fd.is_some()),
+            ("--connect", self.connect.is_some()),
+            ("--takeover", self.takeover.is_some()),
+        ];
+        let mut given = given.iter().filter(|(_, is_given)| *is_given).map(|(option, _)| *option);
+        if let (Some(first), Some(second)) = (given.next(), given.next()) {
+            return Err(ConfigError::Exclusive(first, second));
+        }
+        let listen = self.socket_path.map(Endpoint::Listen);
+        let connect = self.connect.map(Endpoint::Connect);
+        match (self.fd, listen.or(connect).or(self.takeover.map(Endpoint::TakeOver))) {
+            (Some(fd), _) => inherited::take(fd).map(Endpoint::Inherited).map_err(ConfigError::Descriptor),
+            (None, Some(endpoint)) => Ok(endpoint),
+            (None, None) => {
+                Err(ConfigError::Missing("--socket-path PATH (or --fd N, --connect PATH, --takeover SOCKET)"))
             }
-            (None, None, Some(path)) => Ok(Endpoint::Connect(path)),
-            (None, None, None) => {
-                Err(ConfigError::Missing("--socket-path PATH (or --fd N, or --connect PATH)"))
-            }
-            (Some(_), Some(_), _) => Err(ConfigError::Exclusive("--socket-path", "--fd")),
-            (Some(_), _, Some(_)) => Err(ConfigError::Exclusive("--socket-path", "--connect")),
-            (None, Some(_), Some(_)) => Err(ConfigError::Exclusive("--fd", "--connect")),
         }
     }
 
@@ -274,6 +283,7 @@ mod tests {
         assert_eq!(config.device, device);
         assert!((1..=16).contains(&default_num_queues()));
         assert_eq!((config.engine, config.once), (EngineKind::Uring, false));
+        assert_eq!(config.control_socket, None);
         assert_eq!(config.incoming, None);
         assert_eq!(plain("incoming = true").unwrap().incoming, Some(Duration::from_secs(60)));
         assert_eq!(config.cipher_kernel, KernelChoice::Auto);
@@ -286,8 +296,8 @@ mod tests {
             "cipher = 'aes-xts-plain64be'\nkey-size = 256\nsector-size = 4096\niv-large-sectors = true\n\
              offset = 3\nskip = 16\ninsecure = ['equal-key-halves']\nnum-queues = 5\nqueue-size = 64\n\
              logical-block-size = 512\nserial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\ndirect = 'off'\n\
-             engine = 'blocking'\nkey-timeout = 5\nonce = true\nread-only = true\ncipher-kernel = 'portable'\n\
-             plain-hash = 'ripemd160'\nincoming = true\nincoming-timeout = 7",
+             engine = 'blocking'\nkey-timeout = 5\nonce = true\ncontrol-socket = '/c'\nread-only = true\n\
+             cipher-kernel = 'portable'\nplain-hash = 'ripemd160'\nincoming = true\nincoming-timeout = 7",
         )
         .unwrap();
         let format = PlainFormat {
@@ -313,6 +323,7 @@ mod tests {
         };
         assert_eq!(config.device, device);
         assert_eq!((config.engine, config.once), (EngineKind::Blocking, true));
+        assert_eq!(config.control_socket, Some("/c".into()));
         assert_eq!(config.incoming, Some(Duration::from_secs(7)));
         assert_eq!(config.cipher_kernel, KernelChoice::Portable);
         let keys: Vec<String> = config.keys.iter().map(|key| key.reference().to_string()).collect();

@@ -15,7 +15,7 @@ use super::log::{self, LogLevel};
 use super::resolve::ConfigError;
 use crate::cipher::KernelChoice;
 use crate::server;
-use crate::server::config::{CacheMode, DiscardPolicy, EngineKind};
+use crate::server::config::{CacheMode, DiscardPolicy, EngineKind, ErrorPolicy};
 
 /// What `--print-capabilities` prints: the block features of QEMU's `vhost-user.json`.
 pub(super) const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-only", "blk-file"]}"#;
@@ -57,6 +57,9 @@ pub(super) struct ServeOptions {
     /// Connect to a VMM that listens here, again and again until it does
     #[arg(long, value_name = "PATH", help_heading = SOCKET)]
     pub(super) connect: Option<PathBuf>,
+    /// Take over the socket of the server with this control socket, which ends; the VM runs on
+    #[arg(long, value_name = "CONTROL-SOCKET", help_heading = SOCKET)]
+    pub(super) takeover: Option<PathBuf>,
 
     /// Backing file or block device [required]
     #[arg(long, value_name = "PATH", help_heading = VOLUME)]
@@ -77,6 +80,9 @@ pub(super) struct ServeOptions {
     /// Begin of the data on the volume, in sectors of 512 bytes [default: 0; LUKS: as the header says]
     #[arg(long, value_name = "SECTORS", help_heading = VOLUME)]
     pub(super) offset: Option<u64>,
+    /// What becomes of requests that storage fails [default: report]
+    #[arg(long, value_name = "POLICY", help_heading = VOLUME)]
+    pub(super) on_error: Option<ErrorPolicy>,
     /// Bypass the host's page cache (O_DIRECT) [default: on]
     #[arg(long, help_heading = VOLUME, hide_possible_values = true, value_name = "on|off")]
     pub(super) direct: Option<Switch>,
@@ -176,6 +182,9 @@ pub(super) struct ServeOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_possible_values = true, help_heading = PROCESS)]
     pub(super) once: Option<bool>,
+    /// Listen here for `sealblk control`: status, drain, flush and more [default: no control socket]
+    #[arg(long, value_name = "PATH", help_heading = PROCESS)]
+    pub(super) control_socket: Option<PathBuf>,
     /// How much to log, on standard error [default: info]
     #[arg(long, value_name = "LEVEL", help_heading = PROCESS)]
     pub(super) log_level: Option<LogLevel>,
@@ -301,8 +310,12 @@ impl ServeOptions {
     /// These options, except where `other` has a say. The socket is one choice, whichever option makes it; and
     /// gates are not added up, so that a command line which names its own is all there is to know.
     fn overridden_by(self, other: Self) -> Self {
-        let base = if other.socket_path.is_some() || other.fd.is_some() || other.connect.is_some() {
-            Self { socket_path: None, fd: None, connect: None, ..self }
+        let has_socket = other.socket_path.is_some()
+            || other.fd.is_some()
+            || other.connect.is_some()
+            || other.takeover.is_some();
+        let base = if has_socket {
+            Self { socket_path: None, fd: None, connect: None, takeover: None, ..self }
         } else {
             self
         };
@@ -310,12 +323,14 @@ impl ServeOptions {
             socket_path: other.socket_path.or(base.socket_path),
             fd: other.fd.or(base.fd),
             connect: other.connect.or(base.connect),
+            takeover: other.takeover.or(base.takeover),
             blk_file: other.blk_file.or(base.blk_file),
             read_only: other.read_only.or(base.read_only),
             format: other.format.or(base.format),
             header: other.header.or(base.header),
             sector_size: other.sector_size.or(base.sector_size),
             offset: other.offset.or(base.offset),
+            on_error: other.on_error.or(base.on_error),
             direct: other.direct.or(base.direct),
             key: if other.key.is_empty() { base.key } else { other.key },
             key_config: other.key_config.or(base.key_config),
@@ -345,6 +360,7 @@ impl ServeOptions {
             incoming: other.incoming.or(base.incoming),
             incoming_timeout: other.incoming_timeout.or(base.incoming_timeout),
             once: other.once.or(base.once),
+            control_socket: other.control_socket.or(base.control_socket),
             log_level: other.log_level.or(base.log_level),
         }
     }
@@ -371,16 +387,18 @@ mod tests {
     }
 
     /// One valid value for every option: as on the command line, and as in the file.
-    const SAMPLES: [(&str, &str, &str); 39] = [
+    const SAMPLES: [(&str, &str, &str); 42] = [
         ("socket-path", "--socket-path=/s", "'/s'"),
         ("fd", "--fd=7", "7"),
         ("connect", "--connect=/c", "'/c'"),
+        ("takeover", "--takeover=/t", "'/t'"),
         ("blk-file", "--blk-file=/v", "'/v'"),
         ("read-only", "--read-only", "true"),
         ("format", "--format=none", "'none'"),
         ("header", "--header=/h", "'/h'"),
         ("sector-size", "--sector-size=4096", "4096"),
         ("offset", "--offset=2048", "2048"),
+        ("on-error", "--on-error=stop", "'stop'"),
         ("direct", "--direct=off", "'off'"),
         ("key", "--key=fd:9", "'fd:9'"),
         ("key-config", "--key-config=/k", "'/k'"),
@@ -410,6 +428,7 @@ mod tests {
         ("incoming", "--incoming", "true"),
         ("incoming-timeout", "--incoming-timeout=7", "7"),
         ("once", "--once", "true"),
+        ("control-socket", "--control-socket=/c", "'/c'"),
         ("log-level", "--log-level=trace", "'trace'"),
     ];
 

@@ -157,7 +157,11 @@ impl Layout {
         let (key, approved) = header
             .unlock(&Policy::default(), placement, secret, EqualHalves::Refuse)
             .map_err(|error| ConvertError::Header { source: error.into() })?;
-        Ok(Unlocked { geometry: approved.geometry, encryption: Some(Encryption { key, iv: approved.iv }) })
+        Ok(Unlocked {
+            geometry: approved.geometry,
+            encryption: Some(Encryption { key, iv: approved.iv }),
+            extent: approved.extent,
+        })
     }
 }
 

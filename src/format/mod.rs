@@ -33,6 +33,17 @@ pub struct Unlocked {
     pub geometry: Geometry,
     /// How it is encrypted; `None` for a volume that is not.
     pub encryption: Option<Encryption>,
+    /// How far it reaches when the volume grows.
+    pub extent: PayloadExtent,
+}
+
+/// How far a payload reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PayloadExtent {
+    /// To the end of the volume, wherever that is.
+    WholeVolume,
+    /// As far as the header says.
+    Fixed,
 }
 
 /// The key of an unlocked volume and what its cipher needs beside it.
@@ -160,6 +171,14 @@ fn payload_geometry(
         });
     }
     Ok(Geometry { sector_size, payload_offset_bytes, capacity_bytes })
+}
+
+/// The geometry of a payload that reaches to the end of its volume, which has `volume_bytes` now.
+///
+/// # Errors
+/// When the volume ends before the payload begins, or inside a sector.
+pub fn geometry_in(geometry: &Geometry, volume_bytes: u64) -> Result<Geometry, FormatError> {
+    payload_geometry(volume_bytes, geometry.payload_offset_bytes / SECTOR_BYTES, geometry.sector_size)
 }
 
 /// Warns of a volume that is larger than its key or its IVs are good for.

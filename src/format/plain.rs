@@ -15,7 +15,7 @@
 use std::fs::File;
 
 use super::passphrase::PassphraseHash;
-use super::{Encryption, FormatError, Unlocked, VolumeFormat, payload_geometry, warn_of_size};
+use super::{Encryption, FormatError, PayloadExtent, Unlocked, VolumeFormat, payload_geometry, warn_of_size};
 use crate::cipher::{CipherSpec, EqualHalves, IvNumbering, VolumeKey};
 use crate::geometry::SectorSize;
 use crate::keys::Secret;
@@ -126,7 +126,11 @@ impl VolumeFormat for PlainFormat {
             large_sectors: self.iv_large_sectors,
         };
         warn_of_size(&geometry, iv);
-        Ok(Unlocked { geometry, encryption: Some(Encryption { key, iv }) })
+        Ok(Unlocked {
+            geometry,
+            encryption: Some(Encryption { key, iv }),
+            extent: PayloadExtent::WholeVolume,
+        })
     }
 }
 

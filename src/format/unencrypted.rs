@@ -3,7 +3,7 @@
 
 use std::fs::File;
 
-use super::{FormatError, Unlocked, VolumeFormat, payload_geometry};
+use super::{FormatError, PayloadExtent, Unlocked, VolumeFormat, payload_geometry};
 use crate::geometry::SectorSize;
 use crate::keys::Secret;
 
@@ -22,7 +22,7 @@ impl VolumeFormat for UnencryptedFormat {
             return Err(FormatError::SecretUnused);
         }
         let geometry = payload_geometry(volume_bytes, self.offset_sectors, self.sector_size)?;
-        Ok(Unlocked { geometry, encryption: None })
+        Ok(Unlocked { geometry, encryption: None, extent: PayloadExtent::WholeVolume })
     }
 }
 

@@ -32,21 +32,25 @@ pub(super) enum Arrival {
     Whole,
     /// It has begun and its rest does not come, or the answers to those before it are not read.
     Stuck,
+    /// Nothing has begun, and there is an order.
+    Order,
     /// It is time to stop.
     Stop,
 }
 
-/// Waits for the next message, any time for its first byte and a few seconds for the others.
+/// Waits for the next message, any time for its first byte and a few seconds for the others, or for an order.
 pub(super) fn next_message(stream: &UnixStream, stop: &StopSignal) -> io::Result<Arrival> {
-    if stop.wait_for(stream.as_fd(), None)? == Readiness::Stop {
-        return Ok(Arrival::Stop);
+    match stop.wait_for(stream.as_fd())? {
+        Readiness::Stop => return Ok(Arrival::Stop),
+        Readiness::Order => return Ok(Arrival::Order),
+        Readiness::Ready | Readiness::TimedOut => {}
     }
     let deadline = Instant::now() + PATIENCE;
     while !(has_arrived(stream)? && has_room(stream)) {
         if Instant::now() >= deadline {
             return Ok(Arrival::Stuck);
         }
-        if stop.wait(LOOK_INTERVAL)? == Readiness::Stop {
+        if stop.pause_undisturbed(LOOK_INTERVAL)? == Readiness::Stop {
             return Ok(Arrival::Stop);
         }
     }
@@ -55,15 +59,22 @@ pub(super) fn next_message(stream: &UnixStream, stop: &StopSignal) -> io::Result
 
 /// What the message that has arrived asks for, in the protocol's words.
 pub(super) fn request_name(stream: &UnixStream) -> String {
-    let mut code = [0; 4];
-    match recv(stream, &mut code, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((_, 4)) => {
-            let code = u32::from_ne_bytes(code);
-            FrontendReq::try_from(code)
-                .map_or_else(|_| format!("unknown ({code})"), |name| format!("{name:?}"))
-        }
-        _ => "end of connection".to_owned(),
+    match request_code(stream) {
+        Some(code) => FrontendReq::try_from(code)
+            .map_or_else(|_| format!("unknown ({code})"), |name| format!("{name:?}")),
+        None => "end of connection".to_owned(),
     }
+}
+
+/// What the message that has arrived asks for, if it is known.
+pub(super) fn request(stream: &UnixStream) -> Option<FrontendReq> {
+    FrontendReq::try_from(request_code(stream)?).ok()
+}
+
+fn request_code(stream: &UnixStream) -> Option<u32> {
+    let mut code = [0; 4];
+    let seen = recv(stream, &mut code, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    matches!(seen, Ok((_, 4))).then(|| u32::from_ne_bytes(code))
 }
 
 /// Whether an answer can be sent without waiting for the front end to read earlier ones.

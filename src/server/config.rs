@@ -49,6 +49,10 @@ pub struct ServeConfig {
     pub incoming: Option<Duration>,
     /// Exit when the VMM disconnects, instead of waiting for the next.
     pub once: bool,
+    /// What becomes of requests that storage fails.
+    pub on_error: ErrorPolicy,
+    /// Where operators connect to.
+    pub control_socket: Option<PathBuf>,
 }
 
 /// The vhost-user socket.
@@ -60,6 +64,10 @@ pub enum Endpoint {
     Inherited(OwnedFd),
     /// Connect to a VMM that listens at this path.
     Connect(PathBuf),
+    /// Take over what the server behind this control socket has, which ends.
+    TakeOver(PathBuf),
+    /// A listening socket that was taken over, and its file, to be removed at the end.
+    TakenOver(OwnedFd, Option<PathBuf>),
 }
 
 /// The backing file or block device.
@@ -123,6 +131,17 @@ pub enum CacheMode {
     Writeback,
     /// When it would survive a power failure
     Writethrough,
+}
+
+/// What becomes of requests that storage fails
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorPolicy {
+    /// The guest gets an I/O error
+    #[default]
+    Report,
+    /// They are held, and their queue rests, until `sealblk control` says retry
+    Stop,
 }
 
 /// What becomes of the guest's discards.

@@ -1,26 +1,37 @@
 //! The disk as virtio describes it: features, configuration space, write cache.
 
-use std::cell::Cell;
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
 use super::config::{CacheMode, DeviceConfig, DiscardPolicy};
+use super::control::protocol::VolumeStatus;
 use super::tenure::{Tenure, TenureError};
+use crate::format::{self, FormatError, PayloadExtent};
 use crate::geometry::{Geometry, SectorSize};
 use crate::guest::Remembered;
 use crate::virtio::DiskView;
 use crate::virtio::wire::{self, ConfigFields, feature};
 use crate::worker::{Disk, QueueThread};
 
-/// The served disk, the same for every front end.
+/// The served disk, the same for every front end. The main thread changes it; those of the control socket look.
 #[derive(Debug)]
 pub(super) struct Device {
     disk: Disk,
     config: DeviceConfig,
     /// The backing volume.
     tenure: Tenure,
-    cache: Cell<Cache>,
+    /// How much of it is payload when it grows.
+    extent: PayloadExtent,
+    /// The size of the disk. It grows; the one in `disk` is where it began.
+    capacity_bytes: AtomicU64,
+    cache: Mutex<Cache>,
+    /// The operator lets no queue run.
+    drained: AtomicBool,
+    /// There is a front end.
+    connected: AtomicBool,
 }
 
 /// The write cache as the driver knows it. It outlives resets and connections, since front ends remember it
@@ -35,9 +46,77 @@ struct Cache {
 }
 
 impl Device {
-    pub(super) fn new(disk: Disk, config: DeviceConfig, tenure: Tenure) -> Self {
-        let cache = Cache { writeback: config.cache == CacheMode::Writeback, known: false };
-        Self { disk, config, tenure, cache: Cell::new(cache) }
+    pub(super) fn new(disk: Disk, config: DeviceConfig, tenure: Tenure, extent: PayloadExtent) -> Self {
+        let cache = Mutex::new(Cache { writeback: config.cache == CacheMode::Writeback, known: false });
+        let (drained, connected) = (AtomicBool::new(false), AtomicBool::new(false));
+        let capacity_bytes = AtomicU64::new(disk.view.geometry.capacity_bytes);
+        Self { disk, config, tenure, extent, capacity_bytes, cache, drained, connected }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the operator lets no queue run.
+    pub(super) fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the operator wants; the session stops and starts the queues.
+    pub(super) fn set_drained(&self, drained: bool) {
+        self.drained.store(drained, Ordering::Relaxed);
+    }
+
+    /// Whether there is a front end.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether there is a front end.
+    pub(super) fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::Relaxed);
+    }
+
+    /// The disk as requests are checked against it.
+    fn view(&self) -> DiskView {
+        let view = self.disk.view;
+        let capacity_bytes = self.capacity_bytes.load(Ordering::Relaxed);
+        DiskView { geometry: Geometry { capacity_bytes, ..view.geometry }, ..view }
+    }
+
+    /// The size of the disk.
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        self.view().geometry.capacity_bytes
+    }
+
+    /// Whether the payload grows with the volume, and how large the volume lets it be now.
+    ///
+    /// # Errors
+    /// When the volume cannot be looked at, or does not end with a sector.
+    pub(super) fn measure(&self) -> Result<(PayloadExtent, u64), MeasureError> {
+        let volume_bytes = self.tenure.measure()?;
+        let geometry = format::geometry_in(&self.disk.view.geometry, volume_bytes)?;
+        Ok((self.extent, geometry.capacity_bytes))
+    }
+
+    /// Shows front ends a larger disk. The queues know of it already.
+    pub(super) fn grow(&self, capacity_bytes: u64) {
+        self.capacity_bytes.store(capacity_bytes, Ordering::Relaxed);
+    }
+
+    /// The volume as operators see it.
+    pub(super) fn status(&self) -> VolumeStatus {
+        let DiskView { geometry, logical_block, read_only, .. } = self.view();
+        VolumeStatus {
+            path: self.tenure.path().display().to_string(),
+            capacity_bytes: geometry.capacity_bytes,
+            sector_bytes: geometry.sector_size.bytes(),
+            block_bytes: logical_block.bytes(),
+            encrypted: self.disk.volume.is_encrypted(),
+            read_only,
+            write_cache: self.is_writeback(),
+            sync_failed: self.disk.volume.has_sync_failed(),
+        }
     }
 
     pub(super) fn num_queues(&self) -> u16 {
@@ -74,10 +153,12 @@ impl Device {
     /// `len_bytes` bytes of the configuration space from `offset_bytes` on, for a driver that can flush or
     /// cannot; zeroes where it has none.
     pub(super) fn config_space(&self, can_flush: bool, offset_bytes: usize, len_bytes: usize) -> Vec<u8> {
-        let cache = Cache { known: true, ..self.cache.get() };
-        self.cache.set(cache);
-        let writeback = cache.writeback && can_flush;
-        let DiskView { geometry, logical_block, read_only, discard } = self.disk.view;
+        let writeback = {
+            let mut cache = self.cache();
+            cache.known = true;
+            cache.writeback && can_flush
+        };
+        let DiskView { geometry, logical_block, read_only, discard } = self.view();
         let fields = ConfigFields {
             logical_block,
             num_queues: self.config.num_queues,
@@ -92,25 +173,26 @@ impl Device {
     /// Sets the write cache as the driver wants it, and returns how it wanted it before. Takes effect with
     /// [`set_writeback`](Self::set_writeback).
     pub(super) fn choose_writeback(&self, writeback: bool) -> bool {
-        self.cache.replace(Cache { writeback, known: true }).writeback
+        std::mem::replace(&mut *self.cache(), Cache { writeback, known: true }).writeback
     }
 
     /// The write cache as the driver knows it, if some front end has asked or told us.
     pub(super) fn known_cache(&self) -> Option<Remembered> {
-        let Cache { writeback, known } = self.cache.get();
+        let Cache { writeback, known } = *self.cache();
         known.then_some(Remembered { writeback })
     }
 
     /// Takes over what a predecessor knew of the write cache, unless we know better.
     pub(super) fn recall_cache(&self, Remembered { writeback }: Remembered) {
-        if !self.cache.get().known {
-            self.cache.set(Cache { writeback, known: true });
+        let mut cache = self.cache();
+        if !cache.known {
+            *cache = Cache { writeback, known: true };
         }
     }
 
     /// Whether the write cache is to be on for a driver that can flush or cannot.
     pub(super) fn wants_writeback(&self, can_flush: bool) -> bool {
-        let cache = self.cache.get();
+        let cache = self.cache();
         cache.writeback && cache.known && can_flush
     }
 
@@ -157,6 +239,15 @@ impl Device {
         }
         self.tenure.sync_data().inspect_err(|_| self.disk.volume.latch_sync_failure())
     }
+}
+
+/// Why the size of the volume cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MeasureError {
+    #[error("cannot look at the volume: {0}")]
+    Volume(#[from] io::Error),
+    #[error(transparent)]
+    Format(#[from] FormatError),
 }
 
 /// What requests are checked against.

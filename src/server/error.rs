@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::control::client::ControlError;
 use super::socket::SocketError;
 use super::volume_file::VolumeError;
 use crate::cipher::CipherError;
@@ -38,6 +39,9 @@ pub enum ServeError {
     /// The vhost-user socket cannot be made, taken over or connected to.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The server that is to be taken over cannot be asked, or says no.
+    #[error("cannot take over")]
+    TakeOver(#[from] ControlError),
     /// The I/O ring cannot be had.
     #[error(transparent)]
     Uring(#[from] UringError),

@@ -5,11 +5,15 @@
 //! at a time is served; a second one waits in the socket's backlog until the first has gone.
 
 mod arrival;
+mod backend_channel;
 pub mod config;
+pub mod control;
 mod device;
 pub mod error;
+mod front_end;
 pub mod harden;
 mod lock_holder;
+mod operator;
 mod refusal;
 mod rings;
 mod session;
@@ -21,19 +25,20 @@ pub mod volume_file;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use vhost::vhost_user::{BackendReqHandler, Error as VhostUserError};
+use serde_json::json;
 
 pub use config::ServeConfig;
 pub use error::ServeError;
 pub use socket::SocketError;
 
-use arrival::Arrival;
-use config::{DeviceConfig, EngineKind};
+use config::{DeviceConfig, EngineKind, ErrorPolicy};
+use control::orders;
+use control::protocol::Fault;
+use control::service::Service;
 use device::Device;
-use session::Session;
+use front_end::{End, Reception};
 use socket::Socket;
 use stop::StopSignal;
 use tenure::Tenure;
@@ -45,37 +50,53 @@ use crate::guest::fault;
 use crate::io::blocking::Blocking;
 use crate::io::uring::Uring;
 use crate::io::{PoolShape, SlotPool};
-use crate::throttle::Throttle;
-use crate::worker::{self, Disk, QueueThread, Volume};
+use crate::worker::{self, Disk, OnError, QueueThread, Volume};
 
 /// Serves one disk until it is told to stop, or until its only front end is done. Everything that was
 /// acknowledged is durable when this returns.
 ///
 /// # Errors
 /// See [`ServeError`].
-pub fn serve(config: ServeConfig) -> Result<(), ServeError> {
-    let opened = startup::open_disk(&config)?;
+pub fn serve(mut config: ServeConfig) -> Result<(), ServeError> {
+    let opened = match startup::take_over(&config)? {
+        Some((opened, endpoint)) => {
+            config.endpoint = endpoint;
+            opened
+        }
+        None => startup::open_disk(&config)?,
+    };
     // Before this, a signal ends the process as usual: there is nothing to finish, and fetching a key may block.
-    let stop = StopSignal::install().map_err(ServeError::Session)?;
+    let (desk, inbox) = orders::channel().map_err(ServeError::Session)?;
+    desk.heed_hangups(&inbox).map_err(ServeError::Session)?;
+    let stop = StopSignal::install(inbox).map_err(ServeError::Session)?;
     fault::end_on_memory_fault().map_err(ServeError::Session)?;
     let tenure = Tenure::new(opened.volume, config.volume.clone(), config.incoming);
-    let disk = make_disk(opened.unlocked, opened.logical_block, config.cipher_kernel, &config.device)?;
+    let extent = opened.unlocked.extent;
+    let on_error = match config.on_error {
+        ErrorPolicy::Report => OnError::Report,
+        ErrorPolicy::Stop => OnError::Stop { page_cached: !config.volume.direct },
+    };
+    let disk =
+        make_disk(opened.unlocked, opened.logical_block, config.cipher_kernel, &config.device, on_error)?;
     let threads = spawn_queues(&disk, &config, &tenure.volume(), &stop)?;
-    let device = Device::new(disk, config.device, tenure);
+    let device = Arc::new(Device::new(disk, config.device, tenure, extent));
+    let control = config.control_socket.map(|path| {
+        let queues = threads.iter().map(QueueThread::watcher).collect();
+        Service { device: Arc::clone(&device), queues, desk }.start(path)
+    });
+    let control = control.transpose()?;
     let mut socket = Socket::open(config.endpoint)?;
     tracing::info!("waiting for the VMM");
-    while let Some(stream) = socket.next_front_end(&stop)? {
-        tracing::info!("VMM connected");
-        let stopped = serve_front_end(stream, &device, &threads, &stop)?;
-        tracing::info!("VMM disconnected");
-        if stopped || config.once || !socket.has_more() {
-            break;
-        }
-    }
-    // The socket goes first, so that nobody connects to a server that is going away.
-    drop(socket);
+    let hands_over = socket.has_more();
+    let reception = Reception { device: &device, threads: &threads, stop: &stop, hands_over };
+    let end = reception.serve(&mut socket, config.once)?;
+    // The sockets go first, so that nobody connects to a server that is going away.
+    drop((socket, control));
     drop(threads);
     let synced = device.sync();
+    if let End::Shutdown(caller) = end {
+        caller.answer(synced.as_ref().map(|()| json!({})).map_err(Fault::failed));
+    }
     if stop.has_failed() {
         return Err(ServeError::Session(io::Error::other("a queue thread broke down; see the log")));
     }
@@ -90,6 +111,7 @@ fn make_disk(
     logical_block: SectorSize,
     cipher_kernel: KernelChoice,
     config: &DeviceConfig,
+    on_error: OnError,
 ) -> Result<Disk, ServeError> {
     let geometry = unlocked.geometry;
     let xts = match unlocked.encryption {
@@ -101,7 +123,7 @@ fn make_disk(
         None => None,
     };
     let view = device::disk_view(geometry, logical_block, config);
-    let volume = Volume::new(geometry, xts).with_logical_block(logical_block);
+    let volume = Volume::new(geometry, xts).with_logical_block(logical_block).with_on_error(on_error);
     Ok(Disk { volume: Arc::new(volume), view, serial: config.serial })
 }
 
@@ -135,50 +157,4 @@ fn spawn_queues(
         }
     };
     (0..config.device.num_queues).map(spawn).collect()
-}
-
-/// Serves one front end until it disconnects or breaks the protocol (false), or until it is time to stop (true).
-fn serve_front_end(
-    stream: UnixStream,
-    device: &Device,
-    threads: &[QueueThread],
-    stop: &StopSignal,
-) -> Result<bool, ServeError> {
-    #[expect(
-        clippy::arc_with_non_send_sync,
-        reason = "the type that `vhost` asks for; it stays on this thread"
-    )]
-    let session = Arc::new(Mutex::new(Session::new(device, threads)));
-    let watched = stream.try_clone().map_err(ServeError::Session)?;
-    let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(&session));
-    let mut refusals = Throttle::default();
-    let stopped = loop {
-        match arrival::next_message(&watched, stop).map_err(ServeError::Session)? {
-            Arrival::Whole => {}
-            Arrival::Stop => break true,
-            Arrival::Stuck => {
-                tracing::warn!("the VMM began a message and did not finish it; closing its connection");
-                break false;
-            }
-        }
-        let request = arrival::request_name(&watched);
-        tracing::debug!(request, "message of the VMM");
-        match messages.handle_request() {
-            Ok(()) => {}
-            Err(VhostUserError::Disconnected) => break false,
-            // The front end has been told, if it asked to be.
-            Err(VhostUserError::ReqHandlerError(error)) => {
-                if let Some(not_shown_before) = refusals.admit() {
-                    tracing::warn!(request, not_shown_before, %error, "refused a message of the VMM");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "connection to the VMM ended");
-                break false;
-            }
-        }
-    };
-    let ended = session.lock().unwrap_or_else(PoisonError::into_inner).end();
-    // A queue thread that is gone has set the stop signal off: the loop of front ends ends there.
-    Ok(stopped || ended.is_err())
 }

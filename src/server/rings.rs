@@ -48,11 +48,18 @@ pub(super) struct Ring {
     pub(super) running: bool,
     /// Stopped by us, to go on as soon as it can.
     paused: bool,
+    /// Not to run, by the operator's order.
+    halted: bool,
     /// It was ourselves who stopped it last: `next_available` is certain, and nothing is under way.
     pub(super) drained: bool,
 }
 
 impl Ring {
+    /// Whether it runs as far as the front end knows.
+    pub(super) fn is_live(&self) -> bool {
+        self.running || (self.paused && self.halted)
+    }
+
     /// What the ring would start with, at these addresses.
     pub(super) fn setup(&self, addresses: RingAddresses, features: RingFeatures) -> RingSetup {
         RingSetup {
@@ -86,8 +93,9 @@ pub(super) struct Rings<'a> {
 }
 
 impl<'a> Rings<'a> {
-    pub(super) fn new(threads: &'a [QueueThread], tenure: &'a Tenure) -> Self {
-        let rings = threads.iter().map(|_| Ring::default()).collect();
+    /// Rings that nothing is known of yet. `halted` ones run only after [`proceed`](Self::proceed).
+    pub(super) fn new(threads: &'a [QueueThread], tenure: &'a Tenure, halted: bool) -> Self {
+        let rings = threads.iter().map(|_| Ring { halted, ..Ring::default() }).collect();
         Self { threads, tenure, rings, features: RingFeatures::default(), inflight: None, log: None }
     }
 
@@ -99,8 +107,8 @@ impl<'a> Rings<'a> {
         self.threads
     }
 
-    pub(super) fn any_running(&self) -> bool {
-        self.rings.iter().any(|ring| ring.running)
+    pub(super) fn any_live(&self) -> bool {
+        self.rings.iter().any(Ring::is_live)
     }
 
     /// Sets where requests under way are noted, for rings that start from now on. None runs.
@@ -144,6 +152,10 @@ impl<'a> Rings<'a> {
         let ring = &mut self.rings[index];
         let (Some(addresses), Some(kick)) = (ring.addresses, &ring.kick) else { return Ok(()) };
         if ring.running || ring.size == 0 {
+            return Ok(());
+        }
+        if ring.halted {
+            self.rings[index].paused = true;
             return Ok(());
         }
         let track = |region: &Arc<InflightRegion>| {
@@ -195,16 +207,24 @@ impl<'a> Rings<'a> {
     pub(super) fn reset(&mut self) -> Result<(), WorkerGone> {
         for index in 0..self.rings.len() {
             self.stop(index)?;
-            let error = self.rings[index].error.take();
-            self.rings[index] = Ring { error, ..Ring::default() };
+            let ring = &mut self.rings[index];
+            *ring = Ring { error: ring.error.take(), halted: ring.halted, ..Ring::default() };
         }
         Ok(())
     }
 
-    /// Stops all rings and forgets everything.
+    /// Stops all rings for good and forgets everything. What storage has failed and is held stays in the in-flight
+    /// region.
     pub(super) fn forget(&mut self) -> Result<(), WorkerGone> {
+        for (ring, thread) in self.rings.iter_mut().zip(self.threads) {
+            if std::mem::take(&mut ring.running) {
+                thread.abandon()?;
+            }
+        }
         self.reset()?;
-        self.rings.fill_with(Ring::default);
+        for ring in &mut self.rings {
+            ring.error = None;
+        }
         (self.inflight, self.log) = (None, None);
         Ok(())
     }
@@ -225,7 +245,7 @@ impl<'a> Rings<'a> {
     pub(super) fn resume(&mut self, memory: &Arc<GuestMemory>) -> Result<(), StartError> {
         let mut failed = Ok(());
         for index in 0..self.rings.len() {
-            if !self.rings[index].paused {
+            if !self.rings[index].paused || self.rings[index].halted {
                 continue;
             }
             match self.start_if_ready(index, memory) {
@@ -237,6 +257,22 @@ impl<'a> Rings<'a> {
             }
         }
         failed
+    }
+
+    /// Stops the rings that run, and lets none run until [`proceed`](Self::proceed), whatever the front end says.
+    pub(super) fn halt(&mut self) -> Result<(), WorkerGone> {
+        for ring in &mut self.rings {
+            ring.halted = true;
+        }
+        self.pause()
+    }
+
+    /// Ends a halt: what runs as far as the front end knows does so.
+    pub(super) fn proceed(&mut self, memory: &Arc<GuestMemory>) -> Result<(), StartError> {
+        for ring in &mut self.rings {
+            ring.halted = false;
+        }
+        self.resume(memory)
     }
 
     /// Lets running rings see memory that was added.

@@ -4,6 +4,7 @@
 //! stops the queues first, over the one path there is: drain, answer, return the ring's state.
 
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use vhost::VhostUserMemoryRegionBase;
@@ -14,9 +15,10 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error as VhostUserError, GpuBackend, VhostUserBackendReqHandlerMut};
 
+use super::backend_channel::{self, BackendChannel};
 use super::device::Device;
 use super::refusal::{Answer, not_offered, refuse};
-use super::rings::{Ring, RingFeatures, Rings};
+use super::rings::{Ring, RingFeatures, Rings, StartError};
 use crate::guest::memory::MAX_REGIONS;
 use crate::guest::{DirtyLog, GuestMemory, InflightGeometry, InflightRegion, Region, inflight};
 use crate::virtio::RingAddresses;
@@ -32,6 +34,9 @@ pub(super) struct Session<'a> {
     /// The last dirty log that we were given. In use while `VHOST_F_LOG_ALL` is acknowledged.
     log: Option<Arc<DirtyLog>>,
     acked_features: u64,
+    acked_protocol: VhostUserProtocolFeatures,
+    /// Where the front end hears from us unasked.
+    channel: Option<BackendChannel>,
 }
 
 impl<'a> Session<'a> {
@@ -40,8 +45,17 @@ impl<'a> Session<'a> {
         if let Err(error) = device.set_writeback(false) {
             tracing::warn!(%error, "what was written before this VMM connected may not be durable");
         }
-        let rings = Rings::new(threads, device.tenure());
-        Self { device, rings, memory: Arc::default(), log: None, acked_features: 0 }
+        let rings = Rings::new(threads, device.tenure(), device.is_drained());
+        let acked_protocol = VhostUserProtocolFeatures::empty();
+        Self {
+            device,
+            rings,
+            memory: Arc::default(),
+            log: None,
+            acked_features: 0,
+            acked_protocol,
+            channel: None,
+        }
     }
 
     /// Ends what the front end began: stops its rings and lets go of its memory.
@@ -49,6 +63,35 @@ impl<'a> Session<'a> {
         self.rings.forget()?;
         (self.memory, self.log) = (Arc::default(), None);
         Ok(())
+    }
+
+    /// Stops the rings by the operator's order, once what was taken is answered.
+    pub(super) fn halt(&mut self) -> Result<(), WorkerGone> {
+        self.rings.halt()
+    }
+
+    /// Lets the rings run again.
+    pub(super) fn proceed(&mut self) -> Result<(), StartError> {
+        self.rings.proceed(&self.memory)
+    }
+
+    /// Whether the front end may hand over a channel of its own for what we have to say.
+    pub(super) fn expects_channel(&self) -> bool {
+        self.acked_protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ)
+    }
+
+    /// Takes such a channel, and acknowledges it on `stream` if the front end asks for that.
+    pub(super) fn set_channel(&mut self, channel: BackendChannel, asks: bool, stream: &UnixStream) {
+        self.channel = Some(channel);
+        if asks && self.acked_protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            backend_channel::acknowledge(stream);
+        }
+    }
+
+    /// Tells the front end to read the configuration space again. Returns whether it was told.
+    pub(super) fn tell_of_config_change(&mut self) -> bool {
+        self.acked_protocol.contains(VhostUserProtocolFeatures::CONFIG)
+            && self.channel.as_ref().is_some_and(BackendChannel::tell_of_config_change)
     }
 
     fn can_flush(&self) -> bool {
@@ -74,7 +117,7 @@ impl<'a> Session<'a> {
     /// When the last ring has stopped during a migration, the guest goes on elsewhere, or here again: lets others have
     /// the volume.
     fn hand_over(&mut self) -> Answer<()> {
-        if self.rings.log().is_none() || self.rings.any_running() {
+        if self.rings.log().is_none() || self.rings.any_live() {
             return Ok(());
         }
         // The reply would say that the guest can go on. Without a connection the VMM has to deal with that.
@@ -148,7 +191,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             event_idx: features & feature::EVENT_IDX != 0,
             indirect: features & feature::INDIRECT_DESC != 0,
         };
-        if ring_features != self.rings.features && self.rings.any_running() {
+        if ring_features != self.rings.features && self.rings.any_live() {
             return Err(refuse("ring features cannot change while a ring runs"));
         }
         let log = self.log_in_use(features).cloned();
@@ -223,7 +266,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         let max = self.device.queue_size_max();
         let (ring, _) = self.ring(index as usize)?;
         match u16::try_from(size) {
-            _ if ring.running => Err(refuse("a running ring's size cannot change")),
+            _ if ring.is_live() => Err(refuse("a running ring's size cannot change")),
             Ok(size) if size.is_power_of_two() && size <= max => {
                 ring.size = size;
                 Ok(())
@@ -248,7 +291,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         let memory = Arc::clone(&self.memory);
         let features = self.rings.features;
         let (ring, _) = self.ring(index as usize)?;
-        let before = if ring.running { ring.addresses } else { ring.addresses.take() };
+        let before = if ring.is_live() { ring.addresses } else { ring.addresses.take() };
         let guest = |user: u64| {
             memory
                 .guest_address(user)
@@ -268,7 +311,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             ring.setup(addresses, features).check(&memory).map_err(refuse)?;
         }
         // QEMU says the same again to a running ring, when only the flags change.
-        if ring.running && before != Some(addresses) {
+        if ring.is_live() && before != Some(addresses) {
             return Err(refuse("a running ring cannot move"));
         }
         ring.addresses = Some(addresses);
@@ -277,7 +320,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Answer<()> {
         let (ring, _) = self.ring(index as usize)?;
-        if ring.running {
+        if ring.is_live() {
             return Err(refuse("a running ring's index cannot change"));
         }
         ring.next_available = u16::try_from(base).map_err(|_| refuse(format!("{base} is no ring index")))?;
@@ -344,6 +387,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE)
     }
@@ -354,6 +398,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         if features & !offered != 0 {
             return Err(refuse(format!("protocol features {features:#x} were not all offered")));
         }
+        self.acked_protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
         Ok(())
     }
 
@@ -416,7 +461,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
     }
 
     fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Answer<()> {
-        if self.rings.any_running() {
+        if self.rings.any_live() {
             return Err(refuse("the in-flight region cannot change while a ring runs"));
         }
         let geometry = InflightGeometry {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::config::Endpoint;
+use super::control::protocol::HandedOver;
 use super::stop::{Readiness, StopSignal};
 
 /// How long to wait between attempts to connect.
@@ -73,7 +74,7 @@ pub(super) enum Socket {
     Listening {
         /// Its file, when we have made it. Removed before the socket is closed: until then nobody takes it for
         /// a stale one, and its inode is not used again.
-        _file: Option<SocketFile>,
+        file: Option<SocketFile>,
         /// The socket.
         listener: UnixListener,
     },
@@ -91,30 +92,24 @@ pub(super) enum Socket {
 impl Socket {
     pub(super) fn open(endpoint: Endpoint) -> Result<Self, SocketError> {
         match endpoint {
-            Endpoint::Listen(path) | Endpoint::Connect(path)
-                if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX =>
-            {
+            Endpoint::Connect(path) if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX => {
                 Err(SocketError::PathTooLong { path })
             }
-            Endpoint::Listen(path) => Self::listen(path),
+            Endpoint::Listen(path) => {
+                bind(path).map(|(listener, file)| Self::Listening { file: Some(file), listener })
+            }
             Endpoint::Inherited(fd) => Self::inherit(fd),
+            Endpoint::TakenOver(fd, path) => match (Self::inherit(fd)?, path) {
+                (Self::Listening { listener, .. }, Some(path)) => {
+                    let file =
+                        SocketFile::of(&path).map_err(|source| SocketError::Listen { path, source })?;
+                    Ok(Self::Listening { file: Some(file), listener })
+                }
+                (socket @ Self::Listening { .. }, None) => Ok(socket),
+                _ => Err(SocketError::WrongKind),
+            },
+            Endpoint::TakeOver(_) => unreachable!("start-up has taken over already"),
             Endpoint::Connect(path) => Ok(Self::Connecting { path, tried: false }),
-        }
-    }
-
-    fn listen(path: PathBuf) -> Result<Self, SocketError> {
-        remove_stale(&path)?;
-        // The file is born with mode 0600: changing it afterwards would leave a moment.
-        let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
-        let listener = UnixListener::bind(&path);
-        rustix::process::umask(umask);
-        let made = listener.and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            Ok((listener, SocketFile::of(&path)?))
-        });
-        match made {
-            Ok((listener, file)) => Ok(Self::Listening { _file: Some(file), listener }),
-            Err(source) => Err(SocketError::Listen { path, source }),
         }
     }
 
@@ -124,7 +119,7 @@ impl Socket {
             return Err(SocketError::WrongKind);
         }
         if sockopt::socket_acceptconn(&fd).unwrap_or(false) {
-            return Ok(Self::Listening { _file: None, listener: UnixListener::from(fd) });
+            return Ok(Self::Listening { file: None, listener: UnixListener::from(fd) });
         }
         let stream = UnixStream::from(fd);
         stream.peer_addr().map_err(|_| SocketError::WrongKind)?;
@@ -132,20 +127,21 @@ impl Socket {
         Ok(Self::Connected(Some(stream)))
     }
 
-    /// Waits for the next front end. `None` when there will be none: we were told to stop, or the only one has
-    /// been.
-    pub(super) fn next_front_end(&mut self, stop: &StopSignal) -> Result<Option<UnixStream>, SocketError> {
+    /// Waits for the next front end.
+    pub(super) fn next_front_end(&mut self, stop: &StopSignal) -> Result<Next, SocketError> {
         match self {
-            Self::Connected(stream) => Ok(stream.take()),
+            Self::Connected(stream) => Ok(stream.take().map_or(Next::Stop, Next::FrontEnd)),
             Self::Listening { listener, .. } => loop {
-                if stop.wait_for(listener.as_fd(), None).map_err(SocketError::Wait)? == Readiness::Stop {
-                    return Ok(None);
+                match stop.wait_for(listener.as_fd()).map_err(SocketError::Wait)? {
+                    Readiness::Stop => return Ok(Next::Stop),
+                    Readiness::Order => return Ok(Next::Order),
+                    Readiness::Ready | Readiness::TimedOut => {}
                 }
                 match listener.accept() {
                     Ok((stream, _)) => {
                         // An inherited listener may hand down a flag that we do not want.
                         stream.set_nonblocking(false).map_err(SocketError::Wait)?;
-                        return Ok(Some(stream));
+                        return Ok(Next::FrontEnd(stream));
                     }
                     // It has gone again, or a process that shares the listener was faster.
                     Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {}
@@ -154,12 +150,14 @@ impl Socket {
             },
             Self::Connecting { path, tried } => loop {
                 // A VMM that accepts and hangs up again is not called in a circle.
-                let pause = if std::mem::replace(tried, true) { CONNECT_INTERVAL } else { Duration::ZERO };
-                if stop.wait(pause).map_err(SocketError::Wait)? == Readiness::Stop {
-                    return Ok(None);
+                let pause = if *tried { CONNECT_INTERVAL } else { Duration::ZERO };
+                match stop.pause(pause).map_err(SocketError::Wait)? {
+                    Readiness::Stop => return Ok(Next::Stop),
+                    Readiness::Order => return Ok(Next::Order),
+                    Readiness::Ready | Readiness::TimedOut => *tried = true,
                 }
                 match connect(path) {
-                    Ok(stream) => return Ok(Some(stream)),
+                    Ok(stream) => return Ok(Next::FrontEnd(stream)),
                     Err(error) if is_worth_retrying(&error) => {
                         tracing::debug!(path = %path.display(), %error, "the VMM does not listen yet");
                     }
@@ -169,10 +167,57 @@ impl Socket {
         }
     }
 
+    /// What a successor has to know of the socket, and the descriptor it gets.
+    pub(super) fn description(&self) -> (HandedOver, Option<BorrowedFd<'_>>) {
+        match self {
+            Self::Listening { file, listener } => {
+                let path = file.as_ref().map(|file| file.path.clone());
+                (HandedOver::Listening(path), Some(listener.as_fd()))
+            }
+            Self::Connecting { path, .. } => (HandedOver::Connecting(path.clone()), None),
+            Self::Connected(_) => unreachable!("it is not handed over"),
+        }
+    }
+
+    /// Leaves the socket's file to a successor.
+    pub(super) fn leave(&mut self) {
+        if let Self::Listening { file: Some(file), .. } = self {
+            file.left = true;
+        }
+    }
+
     /// Whether another front end may come after the one that has gone.
     pub(super) fn has_more(&self) -> bool {
         !matches!(self, Self::Connected(_))
     }
+}
+
+/// What a wait for a front end ended with.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// It is there.
+    FrontEnd(UnixStream),
+    /// There is an order.
+    Order,
+    /// None will come: we were told to stop, or the only one has been.
+    Stop,
+}
+
+/// Makes a socket that nobody but this user can connect to.
+pub(super) fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), SocketError> {
+    if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        return Err(SocketError::PathTooLong { path });
+    }
+    remove_stale(&path)?;
+    // The file is born with mode 0600: changing it afterwards would leave a moment.
+    let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(&path);
+    rustix::process::umask(umask);
+    let made = listener.and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok((listener, SocketFile::of(&path)?))
+    });
+    made.map_err(|source| SocketError::Listen { path, source })
 }
 
 /// Connects without waiting for a place in a full backlog.
@@ -230,17 +275,20 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
 pub(super) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    /// It is a successor's.
+    left: bool,
 }
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+        Ok(Self { path: std::path::absolute(path)?, identity: identity(path)?, left: false })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity)
+        if !self.left
+            && identity(&self.path).is_ok_and(|now| now == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");

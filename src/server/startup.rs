@@ -2,10 +2,11 @@
 
 use tracing::{debug, info};
 
-use super::config::ServeConfig;
+use super::config::{Endpoint, ServeConfig};
+use super::control::client;
 use super::error::ServeError;
-use super::volume_file::{OpenedVolume, open_incoming, open_volume};
-use crate::format::{Unlocked, header_lock};
+use super::volume_file::{OpenedVolume, open_beside_others, open_incoming, open_volume};
+use crate::format::{self, PayloadExtent, Unlocked, header_lock};
 use crate::geometry::SectorSize;
 use crate::keys;
 
@@ -30,11 +31,42 @@ pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
         None => open_volume(&config.volume)?,
         Some(_) => open_incoming(&config.volume)?,
     };
+    let unlocked = unlock(config, &volume)?;
+    ready(config, volume, unlocked)
+}
+
+/// Opens the volume that another process serves, which then ends and hands its socket over, if that is how the socket
+/// is to be had. Key and header are tried out before: until the other has ended, it serves on whatever goes wrong.
+///
+/// # Errors
+/// See [`ServeError`].
+pub fn take_over(config: &ServeConfig) -> Result<Option<(Disk, Endpoint)>, ServeError> {
+    let Endpoint::TakeOver(control_socket) = &config.endpoint else { return Ok(None) };
+    let served = open_beside_others(&config.volume.path, false)?;
+    let mut unlocked = unlock(config, &served)?;
+    logical_block(unlocked.geometry.sector_size, config.device.logical_block)?;
+    drop(served);
+    info!("ready to take over");
+    let endpoint = client::take_over(control_socket)?;
+    let volume = open_volume(&config.volume)?;
+    if unlocked.extent == PayloadExtent::WholeVolume {
+        // It may have grown meanwhile.
+        unlocked.geometry = format::geometry_in(&unlocked.geometry, volume.size_bytes)?;
+    }
+    Ok(Some((ready(config, volume, unlocked)?, endpoint)))
+}
+
+/// Fetches the key, and unlocks the volume with it.
+fn unlock(config: &ServeConfig, volume: &OpenedVolume) -> Result<Unlocked, ServeError> {
     let secret = match config.keys.as_slice() {
         [] => None,
         keys => Some(keys::fetch_first(keys, config.key_timeout)?),
     };
-    let unlocked = config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?;
+    Ok(config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?)
+}
+
+/// Checks that the volume can be served so.
+fn ready(config: &ServeConfig, volume: OpenedVolume, unlocked: Unlocked) -> Result<Disk, ServeError> {
     volume.check_alignment(&unlocked.geometry)?;
     // The header has been read: from here on it may be changed. Where there are no such locks, it cannot be. Whoever
     // serves an incoming VM's volume now has left the mark.

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{Advice, FlockOperation};
+use rustix::fs::{Advice, FlockOperation, SeekFrom};
 
 use super::config::VolumeConfig;
 use super::volume_file::{BUSY_PATIENCE, OpenedVolume, VolumeError, reopen_idle, reopen_locked};
@@ -71,6 +71,16 @@ impl Tenure {
     /// The open file, for engines that are being made.
     pub(super) fn volume(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.state().volume)
+    }
+
+    /// Where the volume is.
+    pub(super) fn path(&self) -> &std::path::Path {
+        &self.config.path
+    }
+
+    /// The size of the volume now.
+    pub(super) fn measure(&self) -> io::Result<u64> {
+        Ok(rustix::fs::seek(self.volume(), SeekFrom::End(0))?)
     }
 
     /// `fdatasync`. Of a volume that was let go of, everything is durable.

@@ -80,6 +80,11 @@ pub enum RequestKind {
 }
 
 impl RequestKind {
+    /// Whether it stores something.
+    pub fn writes(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::WriteZeroes(_))
+    }
+
     /// Whether the data buffer is the guest's to receive something in.
     pub fn fills_data(&self) -> bool {
         matches!(self, Self::Read(_) | Self::GetId)

@@ -38,6 +38,13 @@ const AVAIL_NO_INTERRUPT: u16 = virtio_ring::VRING_AVAIL_F_NO_INTERRUPT as u16;
 #[must_use = "every head that was taken is answered"]
 pub struct Head(pub(super) u16);
 
+impl Head {
+    /// Gives the head up without an answer. The in-flight region has it still, for a successor to repeat.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Head {
     fn drop(&mut self) {
         debug_assert!(std::thread::panicking(), "head {} was dropped without an answer", self.0);

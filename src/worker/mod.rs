@@ -11,6 +11,9 @@
 //! request does not keep small ones waiting. A part of a sector is a piece of its own (`parts`): it is read, changed
 //! and written back.
 
+mod commands;
+mod held;
+pub mod monitor;
 mod parts;
 mod queue;
 mod recovery;
@@ -20,27 +23,28 @@ mod tables;
 pub mod thread;
 pub mod volume;
 
+pub use monitor::{Monitor, QueueState, QueueView, Tally};
 pub use queue::{QueueError, QueueSetup};
 pub use sector_locks::MAX_WORKERS;
-pub use thread::{QueueThread, WorkerGone};
-pub use volume::Volume;
+pub use thread::{QueueThread, QueueWatcher, WorkerGone};
+pub use volume::{OnError, Volume};
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use held::Held;
 use queue::Queue;
 use recovery::Repeats;
 use sector_locks::Locker;
 use spin::Spin;
-use tables::{Active, Piece, Pieces, RequestId, Requests};
+use tables::{Active, Failure, Piece, Pieces, RequestId, Requests};
 
-use crate::guest::{Cursor, GuestBuffer, GuestMemory};
-use crate::io::{Completion, Durability, Engine, Op, Slot, SlotPool, Wait, Wake};
+use crate::guest::{Cursor, GuestBuffer};
+use crate::io::{Completion, Durability, Engine, Op, Slot, SlotPool, Wait};
+use crate::virtio::Chain;
 use crate::virtio::request::{self, DiskView, Parsed, Refusal, Request, RequestKind, SectorRange};
 use crate::virtio::wire::{self, Status};
-use crate::virtio::{Chain, RingError, RingState};
 
 /// Most requests of one queue that are under way at once.
 const MAX_REQUESTS: u32 = 256;
@@ -71,10 +75,12 @@ pub struct Disk {
 #[derive(Debug)]
 pub struct Worker<E> {
     disk: Disk,
+    monitor: Arc<Monitor>,
     engine: E,
     slots: SlotPool,
     queue: Option<Queue>,
     repeats: Repeats,
+    held: Held,
     requests: Requests,
     pieces: Pieces,
     /// Requests with something left to begin, in turn.
@@ -104,10 +110,12 @@ impl<E: Engine> Worker<E> {
         let locker = disk.volume.locks().cloned().map(Locker::new);
         Self {
             disk,
+            monitor: Arc::default(),
             engine,
             slots,
             queue: None,
             repeats: Repeats::default(),
+            held: Held::default(),
             requests: Requests::new(MAX_REQUESTS),
             pieces,
             backlog: VecDeque::with_capacity(MAX_REQUESTS as usize),
@@ -130,9 +138,12 @@ impl<E: Engine> Worker<E> {
     pub fn turn(&mut self) -> io::Result<bool> {
         let finished = self.finish_completed();
         let published = self.publish();
-        let repeated = self.advance_repeats();
+        let repeated = self.advance_repeats() | self.retry_if_told();
         let taken = self.take_requests();
         let began = self.begin_backlog();
+        if taken || began {
+            self.monitor.set_in_flight(self.requests.count());
+        }
         let busy = finished || published || repeated || taken || began;
         if busy {
             self.spin.found_work();
@@ -159,10 +170,11 @@ impl<E: Engine> Worker<E> {
             std::hint::spin_loop();
             return Ok(());
         }
-        // A full table takes nothing, nor does a queue that repeats: what ends that is under way, and wakes us.
+        // A full table takes nothing, nor does a queue that repeats or holds requests: what ends that wakes us.
         if let Some(queue) = &mut self.queue
             && !self.requests.is_full()
             && !self.repeats.going_on
+            && self.held.is_empty()
             && queue.enable_notification()
         {
             queue.disable_notification();
@@ -184,7 +196,7 @@ impl<E: Engine> Worker<E> {
     fn take_requests(&mut self) -> bool {
         let mut taken = false;
         for _ in 0..MAX_TAKEN_PER_TURN {
-            if self.requests.is_full() {
+            if self.requests.is_full() || !self.held.is_empty() {
                 break;
             }
             let Some(queue) = &mut self.queue else { break };
@@ -250,8 +262,7 @@ impl<E: Engine> Worker<E> {
                 self.leave_line(id);
             }
             if self.requests.get(id).is_done() {
-                let active = self.requests.remove(id);
-                self.complete(active);
+                self.end(id);
                 began = true;
             }
         }
@@ -341,9 +352,7 @@ impl<E: Engine> Worker<E> {
                 active.fail(Status::Unsupported);
             }
             (Err(error), kind, _) => {
-                if *kind == RequestKind::Flush || piece.durable {
-                    volume.latch_sync_failure();
-                }
+                active.failure = volume.judge_failure(*kind == RequestKind::Flush, piece.durable);
                 if let Some(queue) = &mut self.queue {
                     let read = RequestKind::Read(piece.range);
                     queue.report_io_error(if piece.reads_first { &read } else { kind }, piece.range, &error);
@@ -356,9 +365,17 @@ impl<E: Engine> Worker<E> {
             None => self.slotless_ops -= 1,
         }
         if active.is_done() {
-            let active = self.requests.remove(piece.request);
-            self.complete(active);
+            self.end(piece.request);
         }
+    }
+
+    /// Ends a request that nothing is left of: answers it, or holds it to be tried again.
+    fn end(&mut self, id: RequestId) {
+        if self.requests.get(id).failure == Failure::Repeatable && self.held.keeps() {
+            return self.hold(id);
+        }
+        let active = self.requests.remove(id);
+        self.complete(active);
     }
 
     /// Answers a request that nothing is left of.
@@ -367,6 +384,7 @@ impl<E: Engine> Worker<E> {
         let Some(queue) = &mut self.queue else {
             unreachable!("a queue with requests under way is not removed")
         };
+        self.monitor.count(&kind, active.status);
         let data_bytes = match (active.status, &kind) {
             (Status::Ok, RequestKind::Read(_)) => data.len_bytes() as u32,
             (Status::Ok, RequestKind::GetId) => {
@@ -392,80 +410,16 @@ impl<E: Engine> Worker<E> {
             }
             None => 0,
         };
+        self.monitor.count_refused();
         queue.complete(refusal.head, written_bytes);
         self.spare_data.push(refusal.data);
     }
 
     /// Shows the guest what was completed.
     fn publish(&mut self) -> bool {
+        // Before the guest can know of it.
+        self.monitor.set_in_flight(self.requests.count());
         self.queue.as_mut().is_some_and(Queue::publish)
-    }
-
-    /// Starts a queue. There is none yet.
-    ///
-    /// # Errors
-    /// When the ring is impossible or the kick descriptor cannot be waited on: there is still no queue then.
-    pub fn start_queue(&mut self, setup: QueueSetup) -> Result<(), QueueError> {
-        assert!(self.queue.is_none(), "a worker has one queue");
-        let (queue, kick) = Queue::start(setup)?;
-        self.engine.watch(Wake::Kick, Some(kick)).map_err(QueueError::Kick)?;
-        self.repeats.going_on = queue.has_repeats();
-        self.queue = Some(queue);
-        Ok(())
-    }
-
-    /// Stops the queue, if there is one: takes no more requests, finishes and answers those that were taken, by a
-    /// predecessor too.
-    /// Afterwards nothing of the guest's memory is touched any more.
-    ///
-    /// # Errors
-    /// When the engine is of no further use.
-    pub fn stop_queue(&mut self) -> io::Result<Option<RingState>> {
-        let Some(queue) = &mut self.queue else { return Ok(None) };
-        queue.set_enabled(false);
-        self.engine.watch(Wake::Kick, None)?;
-        while self.requests.count() > 0 || self.repeats.going_on {
-            if !self.turn()? {
-                self.submit(Wait::ForEvent)?;
-            }
-        }
-        self.publish();
-        // The buffers point into memory that may now be unmapped; their capacity is not worth keeping it.
-        self.spare_data.clear();
-        Ok(self.queue.take().map(Queue::into_state))
-    }
-
-    /// The running queue, if there is one.
-    pub fn queue_mut(&mut self) -> Option<&mut Queue> {
-        self.queue.as_mut()
-    }
-
-    /// Sets the eventfd that ends a wait for a command, once. Workers that share a volume wake each other by it.
-    ///
-    /// # Errors
-    /// When the engine cannot watch it.
-    pub fn watch_control(&mut self, fd: OwnedFd) -> io::Result<()> {
-        if let Some(locker) = &self.locker {
-            locker.set_wake(fd.try_clone()?);
-        }
-        self.engine.watch(Wake::Control, Some(fd))
-    }
-
-    /// Moves on to another open file of the volume, while there is no queue.
-    ///
-    /// # Errors
-    /// When the engine is of no further use.
-    pub fn set_volume(&mut self, volume: Arc<OwnedFd>) -> io::Result<()> {
-        assert!(self.queue.is_none(), "a queue may have requests under way");
-        self.engine.set_volume(volume)
-    }
-
-    /// Moves the queue to memory that still has all regions it uses.
-    ///
-    /// # Errors
-    /// When the ring's areas are not there any more.
-    pub fn extend_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
-        self.queue.as_mut().map_or(Ok(()), |queue| queue.set_memory(memory))
     }
 }
 

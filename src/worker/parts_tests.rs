@@ -659,7 +659,7 @@ fn a_queue_that_waits_for_another_can_be_stopped() {
         assert!(queue.step());
     }
     let state = outcome.recv_timeout(Duration::from_secs(60)).expect("the stop ends when the sector is free");
-    assert_eq!(state, Some(RingState { next_available: 1 }));
+    assert_eq!(state, Some(crate::virtio::RingState { next_available: 1 }));
     stopping.join().unwrap();
     payload[8 * 512..9 * 512].fill(1);
     payload[9 * 512..10 * 512].fill(2);

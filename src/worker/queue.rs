@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::monitor::{Monitor, QueueState};
 use crate::guest::{DirtyLog, GuestBuffer, GuestMemory, LocalMemory};
 use crate::throttle::Throttle;
 use crate::virtio::request::{RequestKind, SectorRange, StatusAddress};
@@ -53,15 +54,19 @@ pub struct Queue {
     enabled: bool,
     /// Set for good once the driver has shown an impossible index.
     broken: bool,
+    /// Its requests are noted in an in-flight region.
+    tracked: bool,
     io_errors: Throttle,
+    monitor: Arc<Monitor>,
 }
 
 impl Queue {
     /// Resolves the ring. Returns the kick descriptor for the engine to watch.
-    pub(super) fn start(setup: QueueSetup) -> Result<(Self, OwnedFd), RingError> {
+    pub(super) fn start(setup: QueueSetup, monitor: &Arc<Monitor>) -> Result<(Self, OwnedFd), RingError> {
         let mut ring = Virtq::new(&setup.ring, LocalMemory::new(setup.memory))?;
         ring.disable_notification();
         ring.set_log(setup.log);
+        let tracked = setup.tracking.is_some();
         if let Some(tracking) = setup.tracking {
             report_recovery(setup.index, ring.track(tracking)?);
         }
@@ -72,8 +77,11 @@ impl Queue {
             error: setup.error,
             enabled: setup.enabled,
             broken: false,
+            tracked,
             io_errors: Throttle::default(),
+            monitor: Arc::clone(monitor),
         };
+        queue.show_state();
         // The ring may hold answers that the guest was not told of: a predecessor may have died in between, or
         // there was no descriptor to tell it by. One notification too many does no harm.
         queue.notify();
@@ -121,6 +129,20 @@ impl Queue {
     /// Sets whether new requests are taken.
     pub fn set_enabled(&mut self, enabled: bool) {
         self.enabled = enabled;
+        self.show_state();
+    }
+
+    /// Whether a successor would find its requests.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.tracked
+    }
+
+    pub(super) fn show_state(&self) {
+        self.monitor.set_state(match (self.broken, self.enabled) {
+            (true, _) => QueueState::Broken,
+            (false, true) => QueueState::Running,
+            (false, false) => QueueState::Disabled,
+        });
     }
 
     /// The next of the requests that a predecessor took and did not answer. Also from a disabled queue: it was not
@@ -184,15 +206,23 @@ impl Queue {
     /// Stops taking requests until the queue is started anew. Only this queue: the others are not to blame.
     fn break_down(&mut self, error: &RingError) {
         self.broken = true;
+        self.show_state();
         tracing::warn!(queue = self.index, %error, "the driver broke its ring; queue stopped until it is reset");
         if let Some(error_fd) = &self.error {
             signal(error_fd);
         }
     }
 
+    /// Tells the operator that the queue waits for him.
+    pub(super) fn report_held(&self) {
+        tracing::error!(
+            queue = self.index,
+            "storage failed a request, which is held; the queue takes no more until `sealblk control` says retry"
+        );
+    }
+
     /// Tells the operator about storage that fails, now and then.
     pub(super) fn report_io_error(&mut self, kind: &RequestKind, range: SectorRange, error: &io::Error) {
-        let Some(not_shown_before) = self.io_errors.admit() else { return };
         let what = match kind {
             RequestKind::Read(_) => "read",
             RequestKind::Write(_) => "write",
@@ -201,6 +231,9 @@ impl Queue {
             RequestKind::WriteZeroes(_) => "write-zeroes",
             RequestKind::GetId => "get-id",
         };
+        let SectorRange { offset_bytes, len_bytes } = range;
+        self.monitor.set_last_error(format!("{what} of {len_bytes} bytes at byte {offset_bytes}: {error}"));
+        let Some(not_shown_before) = self.io_errors.admit() else { return };
         tracing::warn!(
             queue = self.index,
             offset_bytes = range.offset_bytes,

@@ -17,8 +17,19 @@ pub(super) struct Active {
     pub(super) in_backlog: bool,
     /// The worst that happened so far.
     pub(super) status: Status,
+    /// What is to be done about that.
+    pub(super) failure: Failure,
     /// Its number in the line for the locks of its next piece.
     pub(super) in_line: Option<Number>,
+}
+
+/// What is to be done about a request that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The guest is told.
+    Final,
+    /// It may be tried again.
+    Repeatable,
 }
 
 /// What is left to begin of a request: it is cut into pieces that fit a slot.
@@ -38,10 +49,18 @@ impl Active {
             outstanding: 0,
             in_backlog: false,
             status: Status::Ok,
+            failure: Failure::Final,
             in_line: None,
         };
         active.plan.finished = active.remaining().is_none() && active.request.kind != RequestKind::Flush;
         active
+    }
+
+    /// Forgets what came of the request so far: all of it is to begin.
+    pub(super) fn begin_again(&mut self) {
+        self.plan = Plan::default();
+        (self.status, self.failure) = (Status::Ok, Failure::Final);
+        self.in_backlog = true;
     }
 
     /// Whether nothing is left to begin.

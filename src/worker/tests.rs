@@ -16,6 +16,7 @@ const DESCRIPTORS_PER_REQUEST: u16 = 4;
 /// Headers and status bytes lie before the data.
 const BUFFERS: u64 = DATA + 0x10000;
 
+mod held;
 mod logged;
 mod repeats;
 
@@ -29,6 +30,10 @@ struct Rig {
 
 impl Rig {
     fn new(faults: Faults) -> Self {
+        Self::with(faults, OnError::Report)
+    }
+
+    fn with(faults: Faults, on_error: OnError) -> Self {
         let driver = Driver::new(RING_SIZE);
         let disk = SimDisk::new(vec![0; CAPACITY_BYTES], faults);
         let geometry = Geometry {
@@ -36,7 +41,7 @@ impl Rig {
             payload_offset_bytes: 4096,
             capacity_bytes: CAPACITY_BYTES as u64 - 4096,
         };
-        let volume = Arc::new(Volume::new(geometry, Some(xts())));
+        let volume = Arc::new(Volume::new(geometry, Some(xts())).with_on_error(on_error));
         let mut worker = worker(&volume, &disk);
         worker.start_queue(setup(&driver)).unwrap();
         Self { driver, disk, volume, worker, requests: 0 }
@@ -296,7 +301,7 @@ fn stopping_answers_what_was_taken_and_nothing_else() {
     rig.worker.turn().unwrap();
     let late = rig.offer(0, 0, (BUFFERS, 512), true);
     let state = rig.worker.stop_queue().unwrap();
-    assert_eq!(state, Some(RingState { next_available: 8 }));
+    assert_eq!(state, Some(crate::virtio::RingState { next_available: 8 }));
     assert_eq!(rig.driver.used_index(), 8);
     assert!(statuses.iter().all(|at| rig.status(*at) == 0));
     assert_eq!(rig.status(late), 0xff);

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{Disk, QueueError, QueueSetup, Worker};
+use super::{Disk, Monitor, QueueError, QueueSetup, QueueView, Worker};
 use crate::guest::{DirtyLog, GuestMemory};
 use crate::io::{Engine, SlotPool};
 use crate::virtio::{RingError, RingState};
@@ -25,18 +25,21 @@ pub struct WorkerGone;
 enum Command {
     Start(Box<QueueSetup>, Sender<Result<(), QueueError>>),
     Stop(Sender<Option<RingState>>),
+    Abandon(Sender<Option<RingState>>),
     SetCall(Option<OwnedFd>, Sender<()>),
     SetEnabled(bool, Sender<()>),
     SetLog(Option<Arc<DirtyLog>>, Sender<()>),
     SetVolume(Arc<OwnedFd>, Sender<()>),
     ExtendMemory(Arc<GuestMemory>, Sender<Result<(), RingError>>),
+    Grow(u64, Sender<()>),
 }
 
 /// The handle of a worker's thread. Dropping it ends the thread, after the requests under way.
 #[derive(Debug)]
 pub struct QueueThread {
     commands: Option<Sender<Command>>,
-    wake: OwnedFd,
+    monitor: Arc<Monitor>,
+    wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -58,7 +61,7 @@ impl QueueThread {
         F: FnOnce(&SlotPool) -> Result<E, X> + Send + 'static,
         X: From<io::Error> + Send + 'static,
     {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from)?;
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from)?);
         let watched = wake.try_clone()?;
         let (commands, inbox) = mpsc::channel();
         let (report, started) = mpsc::channel();
@@ -71,7 +74,7 @@ impl QueueThread {
             });
             match worker {
                 Ok(worker) => {
-                    let _ = report.send(Ok(()));
+                    let _ = report.send(Ok(Arc::clone(worker.monitor())));
                     if let Err(error) = serve(worker, &inbox) {
                         tracing::error!(%error, "a queue thread ended: its I/O engine broke down");
                         alarm.raise();
@@ -82,8 +85,13 @@ impl QueueThread {
         };
         let thread = std::thread::Builder::new().name(name).spawn(body)?;
         let ended = || X::from(io::Error::other("a queue thread ended while starting"));
-        started.recv().map_err(|_| ended())??;
-        Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
+        let monitor = started.recv().map_err(|_| ended())??;
+        Ok(Self { commands: Some(commands), monitor, wake, thread: Some(thread) })
+    }
+
+    /// A way to look at the worker, and to have it try again, from any thread.
+    pub fn watcher(&self) -> QueueWatcher {
+        QueueWatcher { monitor: Arc::clone(&self.monitor), wake: Arc::clone(&self.wake) }
     }
 
     /// Starts the worker's queue.
@@ -101,6 +109,15 @@ impl QueueThread {
     /// When the worker has ended.
     pub fn stop(&self) -> Result<Option<RingState>, WorkerGone> {
         self.ask(Command::Stop)
+    }
+
+    /// Stops the worker's queue for good, if it has one: as [`stop`](Self::stop), but requests that are held stay in the
+    /// in-flight region, if there is one.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn abandon(&self) -> Result<Option<RingState>, WorkerGone> {
+        self.ask(Command::Abandon)
     }
 
     /// Replaces the descriptor that tells the guest of answers.
@@ -143,6 +160,14 @@ impl QueueThread {
         self.ask(|reply| Command::ExtendMemory(memory, reply))
     }
 
+    /// Lets requests reach further: the disk has grown to `capacity_bytes`.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn grow(&self, capacity_bytes: u64) -> Result<(), WorkerGone> {
+        self.ask(|reply| Command::Grow(capacity_bytes, reply))
+    }
+
     fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, WorkerGone> {
         let (reply, answer) = mpsc::channel();
         let commands = self.commands.as_ref().ok_or(WorkerGone)?;
@@ -152,7 +177,32 @@ impl QueueThread {
     }
 
     fn wake(&self) {
-        let _ = rustix::io::write(self.wake.as_fd(), &1u64.to_ne_bytes());
+        wake(&self.wake);
+    }
+}
+
+fn wake(eventfd: &OwnedFd) {
+    let _ = rustix::io::write(eventfd.as_fd(), &1u64.to_ne_bytes());
+}
+
+/// Looks at a worker from another thread than the one that commands it, and without waiting for it.
+#[derive(Clone, Debug)]
+pub struct QueueWatcher {
+    monitor: Arc<Monitor>,
+    wake: Arc<OwnedFd>,
+}
+
+impl QueueWatcher {
+    /// The queue as it is now.
+    pub fn view(&self) -> QueueView {
+        self.monitor.view()
+    }
+
+    /// Has the requests that are held tried again. Returns how many there are.
+    pub fn retry(&self) -> u32 {
+        let held = self.monitor.ask_retry();
+        wake(&self.wake);
+        held
     }
 }
 
@@ -194,7 +244,7 @@ fn serve<E: Engine>(mut worker: Worker<E>, inbox: &Receiver<Command>) -> io::Res
             Ok(command) => obey(&mut worker, command)?,
             Err(TryRecvError::Empty) if busy => {}
             Err(TryRecvError::Empty) => worker.wait()?,
-            Err(TryRecvError::Disconnected) => return worker.stop_queue().map(drop),
+            Err(TryRecvError::Disconnected) => return worker.abandon_queue().map(drop),
         }
     }
 }
@@ -207,6 +257,9 @@ fn obey<E: Engine>(worker: &mut Worker<E>, command: Command) -> io::Result<()> {
         }
         Command::Stop(reply) => {
             let _ = reply.send(worker.stop_queue()?);
+        }
+        Command::Abandon(reply) => {
+            let _ = reply.send(worker.abandon_queue()?);
         }
         Command::SetCall(call, reply) => {
             if let Some(queue) = worker.queue_mut() {
@@ -232,6 +285,10 @@ fn obey<E: Engine>(worker: &mut Worker<E>, command: Command) -> io::Result<()> {
         }
         Command::ExtendMemory(memory, reply) => {
             let _ = reply.send(worker.extend_memory(memory));
+        }
+        Command::Grow(capacity_bytes, reply) => {
+            worker.grow(capacity_bytes);
+            let _ = reply.send(());
         }
     }
     Ok(())

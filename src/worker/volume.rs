@@ -8,11 +8,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::sector_locks::SectorLocks;
+use super::tables::Failure;
 use crate::cipher::Xts;
 use crate::geometry::{Geometry, SECTOR_BYTES, SectorNumber, SectorSize};
 use crate::guest::{Cursor, GuestBuffer};
 use crate::io::{Durability, Slot};
 use crate::virtio::request::SectorRange;
+
+/// What becomes of requests that storage fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The guest is told.
+    Report,
+    /// They are held until the operator has them tried again, where that can put them right.
+    Stop {
+        /// Whether the volume is written through the page cache, where a write that is to be durable can fail for
+        /// another's loss.
+        page_cached: bool,
+    },
+}
 
 /// One served volume, shared by its queue threads.
 #[derive(Debug)]
@@ -22,6 +36,7 @@ pub struct Volume {
     xts: Option<Xts>,
     writeback: AtomicBool,
     sync_failed: AtomicBool,
+    on_error: OnError,
     /// On a disk whose blocks are smaller than its sectors: requests for parts of sectors come on no other.
     locks: Option<Arc<SectorLocks>>,
 }
@@ -32,7 +47,7 @@ impl Volume {
         let sizes = xts.as_ref().map(|xts| (xts.sector_size(), geometry.sector_size));
         assert!(sizes.is_none_or(|(cipher, volume)| cipher == volume), "one sector size");
         let (writeback, sync_failed) = (AtomicBool::new(true), AtomicBool::new(false));
-        Self { geometry, xts, writeback, sync_failed, locks: None }
+        Self { geometry, xts, writeback, sync_failed, on_error: OnError::Report, locks: None }
     }
 
     /// Lets requests consist of blocks of this size, which may be less than the sector size.
@@ -40,6 +55,27 @@ impl Volume {
         let sector_size = self.geometry.sector_size;
         let smaller = logical_block.bytes() < sector_size.bytes();
         Self { locks: smaller.then(|| Arc::new(SectorLocks::new(sector_size))), ..self }
+    }
+
+    /// Sets what becomes of requests that storage fails.
+    pub fn with_on_error(self, on_error: OnError) -> Self {
+        Self { on_error, ..self }
+    }
+
+    /// What is to be done about a request that storage failed: one that is a flush, or a write that was to be durable,
+    /// or another.
+    pub(super) fn judge_failure(&self, flush: bool, durable: bool) -> Failure {
+        let loss_is_told = match self.on_error {
+            OnError::Stop { page_cached: false } => flush,
+            OnError::Stop { page_cached: true } | OnError::Report => flush || durable,
+        };
+        if loss_is_told {
+            self.latch_sync_failure();
+        }
+        match self.on_error {
+            OnError::Stop { .. } if !loss_is_told => Failure::Repeatable,
+            _ => Failure::Final,
+        }
     }
 
     /// The locks of a volume whose sectors may be changed in part.
@@ -60,6 +96,11 @@ impl Volume {
     /// Where the payload lies and how it is cut.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// Whether there is a cipher between guest and storage.
+    pub fn is_encrypted(&self) -> bool {
+        self.xts.is_some()
     }
 
     /// Whether writes may complete before they are durable.

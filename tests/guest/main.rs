@@ -11,6 +11,7 @@
 //! With `SEALBLK_GUEST_BACKEND=qsd` in the environment, `qemu-storage-daemon` serves the disks, unencrypted: where a
 //! test fails with ours and passes with that, the fault is ours. Tests of what only sealblk does fail then, and say so.
 
+mod control;
 mod device;
 mod dm_crypt;
 mod filesystem;

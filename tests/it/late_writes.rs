@@ -7,12 +7,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::harness::ring::PATIENCE;
+use crate::harness::ring::wait_until;
 use crate::harness::*;
 
 /// Longer than a volume is waited for that a live process holds.
@@ -75,14 +73,6 @@ impl Drop for SlowFile {
         let _ = Command::new("umount").arg("--lazy").arg(self.folder.path().join("mount")).status();
         let _ = self.nbdfuse.kill();
         let _ = self.nbdfuse.wait();
-    }
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        sleep(Duration::from_millis(2));
     }
 }
 

@@ -6,11 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where its expectations do")]
 
 mod cache;
+mod control;
 mod crash;
 mod data;
 mod device;
 mod drivers;
 mod durability;
+mod failing_storage;
 mod golden;
 mod hand_over;
 mod harness;

@@ -8,6 +8,7 @@ use crate::{Complaints, TextFile};
 const EXPLAINED: &[(&str, &str)] = &[
     ("serve", "README.md"),
     ("bench", "README.md"),
+    ("control", "docs/control.md"),
     ("format", "docs/volumes.md"),
     ("inspect", "docs/volumes.md"),
     ("slot list", "docs/volumes.md"),

@@ -104,7 +104,7 @@ impl VolumeFormat for LuksFormat {
         let (key, approved) = header.unlock(&self.policy, placement, &passphrase, self.equal_halves)?;
         warn_of_size(&approved.geometry, approved.iv);
         let encryption = Some(Encryption { key, iv: approved.iv });
-        Ok(Unlocked { geometry: approved.geometry, encryption })
+        Ok(Unlocked { geometry: approved.geometry, encryption, extent: approved.extent })
     }
 }
 

@@ -7,7 +7,7 @@ use super::kdf_limits::KdfLimits;
 use super::on_disk::{LUKS1_DIGEST_BYTES, STRIPES};
 use super::refusal::{Refusal, Refusals, is_null};
 use crate::cipher::{CipherSpec, IvMode, IvNumbering};
-use crate::format::payload_geometry;
+use crate::format::{PayloadExtent, payload_geometry};
 use crate::geometry::{Geometry, SECTOR_BYTES, SectorSize};
 
 /// What is demanded of a header before a passphrase is tried on it.
@@ -35,6 +35,8 @@ pub struct Placement {
 pub struct Approved {
     /// Where the payload lies.
     pub geometry: Geometry,
+    /// Whether it grows with the volume.
+    pub extent: PayloadExtent,
     /// Which IV each sector gets.
     pub iv: IvNumbering,
     /// Length of the volume key: 32 or 64.
@@ -196,7 +198,8 @@ fn check_segment(
     let geometry =
         payload(header, segment, placement, sector_size?).map_err(|refusal| refusals.push(refusal)).ok();
     let iv = IvNumbering { mode: iv_mode?, offset_sectors: segment.iv_tweak, large_sectors: false };
-    Some(Approved { geometry: geometry?, iv, key_bytes: key_bytes? })
+    let extent = segment.length_bytes.map_or(PayloadExtent::WholeVolume, |_| PayloadExtent::Fixed);
+    Some(Approved { geometry: geometry?, extent, iv, key_bytes: key_bytes? })
 }
 
 fn supported_cipher(cipher: &str, refusals: &mut Vec<Refusal>) -> Option<IvMode> {

@@ -73,7 +73,7 @@ fn a_stop_answers_what_a_predecessor_took_even_while_the_queue_is_disabled() {
     let late = rig.offer(4, 0, (BUFFERS, 0), true);
     die(&mut rig, &region, false);
     let state = rig.worker.stop_queue().unwrap().unwrap();
-    assert_eq!(state, RingState { next_available: 2 });
+    assert_eq!(state, crate::virtio::RingState { next_available: 2 });
     assert_eq!(statuses.map(|status| rig.status(status)), [0; 2]);
     assert_eq!(rig.status(late), 0xff);
     start(&mut rig.worker, &rig.driver, &region, true);

@@ -126,6 +126,31 @@ impl Served {
         self.process = Self::spawn(&self.arguments, &self.socket, &self.log);
     }
 
+    /// Starts another process of the back end, which takes over from this one, and waits until this one has ended.
+    pub(crate) fn take_over(&mut self) {
+        let control = control_socket(&self.socket);
+        wait_until_there(&control);
+        let arguments: Vec<String> = ["serve".to_owned(), "--takeover".to_owned(), path(&control)]
+            .into_iter()
+            .chain(without_socket(&self.arguments))
+            .collect();
+        let program = BackEnd::chosen().program();
+        let successor = Process::spawn("the successor", &program, &arguments, &self.log);
+        let mut predecessor = std::mem::replace(&mut self.process, successor);
+        let status = predecessor.wait(STOP_LIMIT);
+        assert!(status.is_some_and(|status| status.success()), "{status:?}\n{}", predecessor.tail());
+    }
+
+    /// Gives a command with `sealblk control`, and returns what it prints.
+    pub(crate) fn control(&self, command: &str) -> String {
+        let output = std::process::Command::new(BackEnd::chosen().program())
+            .args(["control", &path(&control_socket(&self.socket)), command])
+            .output()
+            .expect("the program can be started");
+        assert!(output.status.success(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
     /// How often the back end has logged this, in all its lives.
     pub(crate) fn logged(&self, what: &str) -> usize {
         std::fs::read_to_string(&self.log).unwrap_or_default().matches(what).count()
@@ -139,6 +164,26 @@ impl Served {
             status.unwrap_or_else(|| panic!("SIGTERM did not end the back end\n{}", self.process.tail()));
         assert!(status.success(), "the back end ended with {status} after SIGTERM\n{}", self.process.tail());
     }
+}
+
+/// The control socket that goes with a socket.
+fn control_socket(socket: &Path) -> PathBuf {
+    socket.with_extension("control")
+}
+
+/// Waits until a file is there.
+fn wait_until_there(file: &Path) {
+    let deadline = Instant::now() + START_LIMIT;
+    while !file.exists() {
+        assert!(Instant::now() < deadline, "there is no {}", file.display());
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// The options of `serve` but for the socket.
+fn without_socket(arguments: &[String]) -> Vec<String> {
+    let at = arguments.iter().position(|argument| argument == "--socket-path").expect("it listens");
+    [&arguments[1..at], &arguments[at + 2..]].concat()
 }
 
 /// What tells one socket from the next at its path.
@@ -155,6 +200,7 @@ fn sealblk_arguments(volume: &Volume, options: &ServeOptions, socket: &Path) -> 
     });
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     option("--socket-path", path(socket));
+    option("--control-socket", path(&control_socket(socket)));
     option("--blk-file", path(&volume.image));
     option("--key", format!("file:{}", volume.key_file.display()));
     option("--num-queues", options.queue_count.to_string());

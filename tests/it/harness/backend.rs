@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tempfile::TempDir;
 
+use super::control::Control;
 use super::ring::poll_readable;
 use super::volume::{Layout, Volume, write_key};
 
@@ -73,6 +74,7 @@ pub struct Serve {
     queues: usize,
     endpoint: Endpoint,
     behind: Option<PathBuf>,
+    controlled: bool,
 }
 
 impl Serve {
@@ -92,6 +94,7 @@ impl Serve {
             queues: 1,
             endpoint: Endpoint::Listen,
             behind: None,
+            controlled: false,
         }
     }
 
@@ -144,6 +147,12 @@ impl Serve {
         self
     }
 
+    /// Makes a control socket, for [`Backend::control`].
+    pub fn controlled(mut self) -> Self {
+        self.controlled = true;
+        self
+    }
+
     /// Hands over a socket, listening or connected.
     pub fn inherit(mut self, socket: impl Into<OwnedFd>) -> Self {
         self.endpoint = Endpoint::Inherit(socket.into());
@@ -183,6 +192,9 @@ impl Serve {
         args.extend(["--num-queues".into(), self.queues.to_string()]);
         args.extend(self.key_args.unwrap_or_else(|| format_args(volume)));
         args.extend(self.args);
+        if self.controlled {
+            args.extend(["--control-socket".into(), path_text(&control_socket(socket))]);
+        }
         let program = env!("CARGO_BIN_EXE_sealblk");
         match self.endpoint {
             Endpoint::Listen => {
@@ -223,6 +235,11 @@ fn format_args(volume: &Volume) -> Vec<String> {
     args
 }
 
+/// The control socket that goes with a socket.
+fn control_socket(socket: &Path) -> PathBuf {
+    socket.with_extension("control")
+}
+
 fn path_text(path: &Path) -> String {
     path.to_str().expect("temporary paths are text").to_string()
 }
@@ -241,6 +258,16 @@ impl Backend {
     /// Where the server listens, or where a test listens for it.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// A client of the control socket.
+    pub fn control(&self) -> Control {
+        Control::connect(&self.control_socket())
+    }
+
+    /// Where the control socket is.
+    pub fn control_socket(&self) -> PathBuf {
+        control_socket(&self.socket)
     }
 
     /// The server's process id.
@@ -299,6 +326,11 @@ impl Backend {
         rustix::process::pidfd_send_signal(&self.process.pidfd, Signal::TERM).expect("signal our own child");
     }
 
+    /// Sends SIGHUP.
+    pub fn signal_hangup(&self) {
+        rustix::process::pidfd_send_signal(&self.process.pidfd, Signal::HUP).expect("signal our own child");
+    }
+
     /// Waits, within bounds, until the process ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         let ended = poll_readable(self.process.pidfd.as_fd(), EXIT_TIMEOUT);
@@ -322,6 +354,47 @@ impl Backend {
         self.process = Process::watch(self.invocation.spawn(Stdio::null()));
         self.over = false;
         self.wait_for_socket(stale);
+    }
+
+    /// Starts a successor with the same options and more, which takes over, and returns how the old process ended.
+    pub fn take_over(&mut self, more: &[&str]) -> ExitStatus {
+        let control = self.control_socket();
+        let stale = SocketFile::at(&control);
+        let successor = Process::watch(self.successor(more).spawn(Stdio::null()));
+        let mut old = std::mem::replace(&mut self.process, successor);
+        assert!(poll_readable(old.pidfd.as_fd(), EXIT_TIMEOUT), "the old process did not end");
+        let status = old.child.wait().expect("wait for our own child");
+        let deadline = Instant::now() + START_TIMEOUT;
+        while SocketFile::at(&control).is_none_or(|now| Some(now) == stale) {
+            self.assert_alive();
+            assert!(Instant::now() < deadline, "no control socket within {START_TIMEOUT:?}");
+            thread::sleep(Duration::from_millis(2));
+        }
+        status
+    }
+
+    /// Runs a successor that is expected to fail.
+    pub fn try_take_over(&self, more: &[&str]) -> Output {
+        let Invocation { program, args } = self.successor(more);
+        Command::new(program).args(args).stdin(Stdio::null()).output().expect("start the successor")
+    }
+
+    fn successor(&self, more: &[&str]) -> Invocation {
+        // Behind the shell that hands a descriptor over, if there is one; options that come again replace the first.
+        let serve = self.invocation.args.iter().position(|arg| arg == "serve").expect("it serves");
+        let mut options = self.invocation.args[serve..].iter().cloned();
+        let mut args: Vec<String> = Vec::new();
+        while let Some(option) = options.next() {
+            let replaced = option.starts_with("--") && more.contains(&option.as_str());
+            if replaced || ["--socket-path", "--fd", "--connect"].contains(&option.as_str()) {
+                options.next();
+            } else {
+                args.push(option);
+            }
+        }
+        args.extend(["--takeover".into(), path_text(&self.control_socket())]);
+        args.extend(more.iter().map(ToString::to_string));
+        Invocation { program: env!("CARGO_BIN_EXE_sealblk").into(), args }
     }
 
     /// SIGTERM, then exit status 0 within bounds.

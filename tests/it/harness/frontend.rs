@@ -61,6 +61,8 @@ pub struct Setup {
     pub reads_config: bool,
     /// Whether it keeps the in-flight region for back ends that die.
     pub keeps_inflight: bool,
+    /// Whether the back end gets a channel for messages of its own.
+    pub listens: bool,
 }
 
 impl Default for Setup {
@@ -73,6 +75,7 @@ impl Default for Setup {
             data_bytes: 1 << 20,
             reads_config: true,
             keeps_inflight: false,
+            listens: false,
         }
     }
 }
@@ -124,6 +127,8 @@ pub struct Frontend {
     pub setup: Setup,
     /// What outlives the back end, if the setup wants that.
     pub inflight: Option<Inflight>,
+    /// Where the back end speaks unasked, if the setup wants that.
+    pub channel: Option<UnixStream>,
     stream: UnixStream,
 }
 
@@ -195,6 +200,7 @@ impl Frontend {
             | VhostUserProtocolFeatures::RESET_DEVICE;
         let wanted =
             if setup.keeps_inflight { wanted | VhostUserProtocolFeatures::INFLIGHT_SHMFD } else { wanted };
+        let wanted = if setup.listens { wanted | VhostUserProtocolFeatures::BACKEND_REQ } else { wanted };
         messages.set_protocol_features(protocol & wanted).expect("SET_PROTOCOL_FEATURES");
         messages.set_owner().expect("SET_OWNER");
         messages.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -207,8 +213,13 @@ impl Frontend {
         for ring in &rings {
             ring.event_idx.set(features & F_EVENT_IDX != 0);
         }
+        let channel = setup.listens.then(|| {
+            let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+            messages.set_backend_request_fd(&theirs).expect("SET_BACKEND_REQ_FD");
+            ours
+        });
         let inflight = setup.keeps_inflight.then(|| Self::keep_inflight(&mut messages, &setup, inflight));
-        Self { messages, ram, rings, offered, features, setup, inflight, stream: second }
+        Self { messages, ram, rings, offered, features, setup, inflight, channel, stream: second }
     }
 
     /// Gives the back end the region of its predecessor, or lets it make one.

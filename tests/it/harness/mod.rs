@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod case;
+pub mod control;
 pub mod driver;
 pub mod fd;
 pub mod frontend;
@@ -15,6 +16,7 @@ pub mod volume;
 pub mod wire;
 
 pub use backend::{Backend, Serve};
+pub use control::Control;
 pub use frontend::{Frontend, Setup};
 pub use request::Request;
 pub use volume::{Layout, Random, pattern};

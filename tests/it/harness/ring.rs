@@ -370,3 +370,12 @@ pub fn poll_readable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
         }
     }
 }
+
+/// Waits, within bounds, until something holds.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

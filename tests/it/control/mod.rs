@@ -1,0 +1,6 @@
+//! What the operator asks over the control socket, seen from there and from the guest.
+
+mod drain;
+mod protocol;
+mod resize;
+mod takeover;
