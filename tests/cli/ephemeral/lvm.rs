@@ -1,6 +1,7 @@
 //! Disks that are logical volumes, with a stand-in for LVM that records what it is asked for.
 
 use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
 
 use super::*;
 
@@ -168,4 +169,30 @@ fn without_lvm_its_disks_are_unknown_and_their_keys_can_be_destroyed() {
     bench
         .keystore_run("ephemeral destroy --lvm vg0/x --yes")
         .refused(FAILURE, &["lvs answers in an unknown way"]);
+}
+
+#[test]
+fn killed_while_lvm_is_at_work() {
+    let bench = Bench::with_lvm();
+    let killed = |arguments: &str, when: &str| {
+        let flag = bench.path(&format!("lvm/kill-{when}"));
+        File::create(&flag).unwrap();
+        let status = bench.keystore_command(arguments).output().unwrap().status;
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{arguments}");
+        fs::remove_file(flag).unwrap();
+        bench.states()
+    };
+    for (when, created, destroyed) in
+        [("before", &["no-disk"][..], &["key-destroyed"][..]), ("after", &["unfinished"], &[])]
+    {
+        let create = "ephemeral create --size 1M --lvm vg0/x";
+        assert_eq!(killed(create, when), created, "{when}");
+        bench.ok("ephemeral destroy --lvm vg0/x --yes");
+        assert_eq!(bench.standings(), []);
+        bench.ok(create);
+        assert_eq!(killed("ephemeral destroy --lvm vg0/x --yes", when), destroyed, "{when}");
+        bench.ok("ephemeral destroy --lvm vg0/x --yes");
+        assert_eq!(bench.standings(), []);
+        assert_eq!(bench.ok("key list")["keys"], serde_json::json!([]));
+    }
 }
