@@ -73,6 +73,7 @@ fn a_durable_write_is_held_unless_it_may_tell_of_anothers_loss() {
             (held, held == 0),
             "page cache: {page_cached}"
         );
+        rig.worker.abandon_queue().unwrap();
     }
 }
 
@@ -108,4 +109,5 @@ fn an_order_to_retry_is_not_kept_for_later() {
     rig.disk.set_faults(Faults::default());
     rig.run_to_rest();
     assert_eq!(rig.held(), 1, "it waits for an order of its own");
+    rig.worker.abandon_queue().unwrap();
 }
