@@ -46,7 +46,7 @@ fn taken_over_under_load() {
     let message = folder.path().join("message");
     File::create(&message).and_then(|file| file.set_len(MIB)).expect("a disk for messages");
     let mut served = Served::start(&volume, &ServeOptions { queue_count: 2, ..ServeOptions::default() });
-    let mut guest = Guest::new(folder.path(), "killed_under_load")
+    let mut guest = Guest::new(folder.path(), "under_load")
         .disk(&served)
         .raw_disk(&message)
         .with_fio()
