@@ -31,6 +31,23 @@ pub(super) struct Refusal {
 
 /// Checks a file that was opened, so that nothing can be put in its place any more. `path` is for the remedy.
 pub(super) fn check(metadata: &Metadata, path: &Path, others: Others) -> Result<(), Refusal> {
+    check_apart_from_owner(metadata, path, others)?;
+    let owner = metadata.uid();
+    if owner != 0 && owner != effective_user() {
+        return Err(Refusal {
+            problem: format!("it belongs to user {owner}, who can change it"),
+            remedy: format!("run `chown {} {}`", effective_user(), quoted(path)),
+        });
+    }
+    Ok(())
+}
+
+/// The same, for a file whose folder is what keeps others away from it.
+pub(super) fn check_apart_from_owner(
+    metadata: &Metadata,
+    path: &Path,
+    others: Others,
+) -> Result<(), Refusal> {
     let refused = |problem: String, remedy: String| Err(Refusal { problem, remedy });
     if !metadata.is_file() {
         return refused("it is not a regular file".to_owned(), "name a regular file".to_owned());
@@ -51,13 +68,6 @@ pub(super) fn check(metadata: &Metadata, path: &Path, others: Others) -> Result<
             );
         }
         _ => {}
-    }
-    let owner = metadata.uid();
-    if owner != 0 && owner != effective_user() {
-        return refused(
-            format!("it belongs to user {owner}, who can change it"),
-            format!("run `chown {} {path}`", effective_user()),
-        );
     }
     Ok(())
 }

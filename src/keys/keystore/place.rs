@@ -11,7 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 
-use super::super::owned_file::{self, Others, effective_user, quoted};
+use super::super::owned_file::{self, Others, Refusal, effective_user, quoted};
 use super::error::KeystoreError;
 use super::schema::{self, APPLICATION_ID, MIGRATIONS};
 
@@ -66,7 +66,7 @@ impl Place {
         check_folder(folder_of(&path))?;
         check_file(&path)?;
         for companion in companions(&path) {
-            check_file_if_there(&companion)?;
+            check_companion(&companion)?;
         }
         let mut connection = self.connect(&path)?;
         check_kind(&connection, &path)?;
@@ -256,19 +256,21 @@ fn check_folder(path: &Path) -> Result<(), KeystoreError> {
 fn check_file(path: &Path) -> Result<(), KeystoreError> {
     let metadata = fs::symlink_metadata(path)
         .map_err(|error| KeystoreError::io(format!("cannot get at {}", path.display()), error))?;
-    owned_file::check(&metadata, path, Others::MayNothing).map_err(|refusal| KeystoreError::Exposed {
-        path: path.to_owned(),
-        problem: refusal.problem,
-        remedy: refusal.remedy,
-    })
+    owned_file::check(&metadata, path, Others::MayNothing).map_err(|refusal| exposed(path, refusal))
 }
 
-fn check_file_if_there(path: &Path) -> Result<(), KeystoreError> {
-    if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
-        check_file(path)
-    } else {
-        Ok(())
-    }
+/// Checks what SQLite may have put beside the file. It belongs to whichever user of the keystore opened it first: those
+/// who get through the folder, and nobody else can have made it.
+fn check_companion(path: &Path) -> Result<(), KeystoreError> {
+    let Some(metadata) = fs::symlink_metadata(path).ok().filter(|metadata| !metadata.is_dir()) else {
+        return Ok(());
+    };
+    owned_file::check_apart_from_owner(&metadata, path, Others::MayNothing)
+        .map_err(|refusal| exposed(path, refusal))
+}
+
+fn exposed(path: &Path, Refusal { problem, remedy }: Refusal) -> KeystoreError {
+    KeystoreError::Exposed { path: path.to_owned(), problem, remedy }
 }
 
 /// Removes what an interrupted [`Place::make`] left.
