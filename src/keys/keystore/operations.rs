@@ -204,12 +204,12 @@ impl Keystore {
         self.wipe_log()
     }
 
-    /// Who may do what with a key, to whoever may see it and to the administrator.
+    /// Who may do what with a whole key, to whoever may see it and to the administrator.
     ///
     /// # Errors
     /// See [`KeystoreError`].
     pub fn access(&self, id: &KeyId) -> Result<BTreeSet<(Principal, Right)>, KeystoreError> {
-        let wanted = Wanted::parse(id)?;
+        let wanted = Wanted::whole_key(id)?;
         self.read(|session| {
             let record = if *session.principal == session.administrator {
                 Record::find(session, wanted.id)?.ok_or_else(no_key)?
@@ -220,40 +220,53 @@ impl Keystore {
         })
     }
 
-    /// Gives `principal` a right to a key. The administrator may do it with every key.
+    /// Gives `principal` rights to a whole key, all or none of them, and returns those that it has then. The
+    /// administrator may do it with every key.
     ///
     /// # Errors
     /// See [`KeystoreError`].
-    pub fn grant(&self, id: &KeyId, principal: &Principal, right: Right) -> Result<(), KeystoreError> {
-        let grant = |record: &mut Record, session: &Session<'_>| record.grant(session, principal, right);
-        self.change_access(id, principal, right, AuditEvent::Grant, grant)
+    pub fn grant(
+        &self,
+        id: &KeyId,
+        principal: &Principal,
+        rights: &BTreeSet<Right>,
+    ) -> Result<BTreeSet<Right>, KeystoreError> {
+        self.change_access(id, principal, rights, AuditEvent::Grant, Record::grant)
     }
 
-    /// Takes a right to a key away from `principal`.
+    /// Takes rights to a whole key away from `principal`, all or none of them, and returns those that are left. They
+    /// may be the caller's own, and the last that anybody has: the administrator can give them again.
     ///
     /// # Errors
     /// See [`KeystoreError`].
-    pub fn revoke(&self, id: &KeyId, principal: &Principal, right: Right) -> Result<(), KeystoreError> {
-        let revoke = |record: &mut Record, session: &Session<'_>| record.revoke(session, principal, right);
-        self.change_access(id, principal, right, AuditEvent::Revoke, revoke)
+    pub fn revoke(
+        &self,
+        id: &KeyId,
+        principal: &Principal,
+        rights: &BTreeSet<Right>,
+    ) -> Result<BTreeSet<Right>, KeystoreError> {
+        self.change_access(id, principal, rights, AuditEvent::Revoke, Record::revoke)
     }
 
     fn change_access(
         &self,
         id: &KeyId,
         principal: &Principal,
-        right: Right,
+        rights: &BTreeSet<Right>,
         event: AuditEvent,
-        change: impl FnOnce(&mut Record, &Session<'_>) -> Result<(), KeystoreError>,
-    ) -> Result<(), KeystoreError> {
-        let wanted = Wanted { version: None, ..Wanted::parse(id)? };
+        change: impl Fn(&mut Record, &Session<'_>, &Principal, Right) -> Result<(), KeystoreError>,
+    ) -> Result<BTreeSet<Right>, KeystoreError> {
+        let wanted = Wanted::whole_key(id)?;
         self.write(|session, _| {
+            // Once for all rights: whoever gives up `grant` with others could not give up the others after it.
             let mut record = authorised(session, wanted, Right::Grant, event)?;
-            change(&mut record, session)?;
-            let detail = format!("{principal} {right}");
-            let happening = wanted.happening(event, AuditOutcome::Done);
-            audit::append(session, &Happening { detail: Some(&detail), ..happening })?;
-            Ok(())
+            for right in rights {
+                change(&mut record, session, principal, *right)?;
+                let detail = format!("{principal} {right}");
+                let happening = wanted.happening(event, AuditOutcome::Done);
+                audit::append(session, &Happening { detail: Some(&detail), ..happening })?;
+            }
+            Ok(Right::ALL.into_iter().filter(|right| record.allows(principal, *right)).collect())
         })
     }
 
@@ -280,6 +293,15 @@ impl Keystore {
 impl Wanted {
     fn parse(id: &KeyId) -> Result<Self, KeystoreError> {
         Ok(Self { id: Uuid::parse_str(id.name()).map_err(|_| no_key())?, version: id.version() })
+    }
+
+    /// Rights are to all versions of a key.
+    fn whole_key(id: &KeyId) -> Result<Self, KeystoreError> {
+        let wanted = Self::parse(id)?;
+        if wanted.version.is_some() {
+            return Err(malformed("rights are to a whole key".to_owned(), "leave out the version"));
+        }
+        Ok(wanted)
     }
 
     fn happening(self, event: AuditEvent, outcome: AuditOutcome) -> Happening<'static> {

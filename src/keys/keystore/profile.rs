@@ -112,8 +112,11 @@ impl KeystoreManager {
         }
     }
 
-    /// Works with one key.
-    fn with_key<T>(
+    /// The same with one key, which an error is about.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    pub fn with_key<T>(
         &self,
         id: &KeyId,
         work: impl FnOnce(&Keystore) -> Result<T, KeystoreError>,

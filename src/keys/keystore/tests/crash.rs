@@ -34,8 +34,12 @@ const OPERATIONS: [(&str, Operation); 10] = [
     ("rotate", |keystore, keys| keystore.rotate_key(&keys[1].id).map(|_| ())),
     ("destroy", |keystore, keys| keystore.destroy_key(&keys[1].id)),
     ("destroy a version", |keystore, keys| keystore.destroy_key(&version(&keys[1], 1))),
-    ("grant", |keystore, keys| keystore.grant(&keys[0].id, &Principal::User(7), Right::Fetch)),
-    ("revoke", |keystore, keys| keystore.revoke(&keys[0].id, &Principal::User(6), Right::Fetch)),
+    ("grant", |keystore, keys| {
+        keystore.grant(&keys[0].id, &Principal::User(7), &[Right::Fetch].into()).map(drop)
+    }),
+    ("revoke", |keystore, keys| {
+        keystore.revoke(&keys[0].id, &Principal::User(6), &[Right::Fetch].into()).map(drop)
+    }),
     ("rotate the KEK", |keystore, _| keystore.rotate_kek(kek(2), |_| ()).map(|_| ())),
 ];
 
@@ -50,7 +54,7 @@ fn prepared(is_in_use: bool) -> (Files, Vec<KeyMetadata>) {
     let keystore = rig.open();
     let keys: Vec<_> = ["vm1", "vm2", "vm3"].map(|name| keystore.create_key(&spec(name)).unwrap()).into();
     keystore.rotate_key(&keys[1].id).unwrap();
-    keystore.grant(&keys[0].id, &Principal::User(6), Right::Fetch).unwrap();
+    keystore.grant(&keys[0].id, &Principal::User(6), &[Right::Fetch].into()).unwrap();
     if !is_in_use {
         drop(keystore);
     }

@@ -110,7 +110,7 @@ fn a_missing_key_is_not_made() {
         assert!(not_found(keystore.fetch_key(&id).unwrap_err()));
         assert!(not_found(keystore.key_metadata(&id).unwrap_err()));
         assert!(not_found(keystore.destroy_key(&id).unwrap_err()));
-        assert!(not_found(keystore.grant(&id, &Principal::User(1), Right::Fetch).unwrap_err()));
+        assert!(not_found(keystore.grant(&id, &Principal::User(1), &[Right::Fetch].into()).unwrap_err()));
     }
     let key = keystore.create_key(&spec("vm1")).unwrap();
     for number in [0, 2, u32::MAX] {
@@ -201,8 +201,8 @@ fn a_key_of_someone_else_looks_like_one_that_does_not_exist() {
             bob.rotate_key(id).map(|_| ()).unwrap_err(),
             bob.destroy_key(id).unwrap_err(),
             bob.access(id).map(|_| ()).unwrap_err(),
-            bob.grant(id, &Principal::User(1002), Right::Fetch).unwrap_err(),
-            bob.revoke(id, &Principal::User(1001), Right::Fetch).unwrap_err(),
+            bob.grant(id, &Principal::User(1002), &[Right::Fetch].into()).map(|_| ()).unwrap_err(),
+            bob.revoke(id, &Principal::User(1001), &[Right::Fetch].into()).map(|_| ()).unwrap_err(),
         ]
         .map(|error| format!("{error:?}"))
     };
@@ -220,27 +220,54 @@ fn rights_are_given_and_taken_away_one_by_one() {
     let as_alice = rig.open().acting_as(alice.clone());
     let as_bob = rig.open().acting_as(bob.clone());
     let key = as_alice.create_key(&spec("vm1")).unwrap();
-    as_alice.grant(&key.id, &bob, Right::Fetch).unwrap();
-    as_alice.grant(&key.id, &bob, Right::Fetch).unwrap();
+    as_alice.grant(&key.id, &bob, &[Right::Fetch].into()).unwrap();
+    as_alice.grant(&key.id, &bob, &[Right::Fetch].into()).unwrap();
     assert_eq!(as_bob.fetch_key(&key.id).unwrap().expose(), as_alice.fetch_key(&key.id).unwrap().expose());
     assert_eq!(as_bob.list_keys().unwrap(), std::slice::from_ref(&key));
     for refused in [
         as_bob.rotate_key(&key.id).map(|_| ()),
         as_bob.destroy_key(&key.id),
-        as_bob.grant(&key.id, &bob, Right::Destroy),
+        as_bob.grant(&key.id, &bob, &[Right::Destroy].into()).map(|_| ()),
     ] {
         assert!(matches!(refused, Err(KeystoreError::NotAllowed { .. })));
     }
     assert_eq!(as_bob.access(&key.id).unwrap().len(), 5);
-    as_alice.revoke(&key.id, &bob, Right::Fetch).unwrap();
-    as_alice.revoke(&key.id, &bob, Right::Fetch).unwrap();
+    as_alice.revoke(&key.id, &bob, &[Right::Fetch].into()).unwrap();
+    as_alice.revoke(&key.id, &bob, &[Right::Fetch].into()).unwrap();
     assert!(matches!(as_bob.fetch_key(&key.id), Err(KeystoreError::NotFound { .. })));
 
     // The administrator has no key that is not given to it, but can give.
     let administrator = rig.open();
     assert!(matches!(administrator.fetch_key(&key.id), Err(KeystoreError::NotFound { .. })));
-    administrator.grant(&key.id, &Principal::of_process(), Right::Destroy).unwrap();
+    administrator.grant(&key.id, &Principal::of_process(), &[Right::Destroy].into()).unwrap();
     administrator.destroy_key(&key.id).unwrap();
+    administrator.verify(None).unwrap();
+}
+
+#[test]
+fn all_rights_are_given_up_at_once_and_the_administrator_gives_them_again() {
+    let rig = Rig::new();
+    let alice = Principal::User(1001);
+    let as_alice = rig.open().acting_as(alice.clone());
+    let key = as_alice.create_key(&spec("vm1")).unwrap();
+    let version = version(&key, 1);
+    for refused in [
+        as_alice.access(&version).map(|_| ()),
+        as_alice.grant(&version, &alice, &[Right::Fetch].into()).map(|_| ()),
+        as_alice.revoke(&version, &alice, &[Right::Fetch].into()).map(|_| ()),
+    ] {
+        assert!(matches!(refused, Err(KeystoreError::Malformed { .. })), "{refused:?}");
+    }
+    let left = as_alice.revoke(&key.id, &alice, &[Right::Grant, Right::Destroy].into()).unwrap();
+    assert_eq!(left, [Right::Fetch, Right::Rotate].into());
+    let administrator = rig.open();
+    assert_eq!(administrator.grant(&key.id, &alice, &[Right::Grant].into()).unwrap().len(), 3);
+    // `grant` is among those that go.
+    assert_eq!(as_alice.revoke(&key.id, &alice, &Right::ALL.into()).unwrap(), [].into());
+    assert!(matches!(as_alice.access(&key.id), Err(KeystoreError::NotFound { .. })));
+    assert_eq!(administrator.access(&key.id).unwrap(), [].into());
+    administrator.grant(&key.id, &alice, &[Right::Fetch].into()).unwrap();
+    as_alice.fetch_key(&key.id).unwrap();
     administrator.verify(None).unwrap();
 }
 
@@ -270,7 +297,7 @@ fn the_audit_log_tells_what_was_done_and_refused() {
     other.fetch_key(&key.id).unwrap_err();
     keystore.rotate_key(&key.id).unwrap();
     keystore.fetch_key(&version(&key, 1)).unwrap();
-    keystore.grant(&key.id, &Principal::User(7), Right::Fetch).unwrap();
+    keystore.grant(&key.id, &Principal::User(7), &[Right::Fetch].into()).unwrap();
     keystore.destroy_key(&key.id).unwrap();
     keystore.fetch_key(&key.id).unwrap_err();
 

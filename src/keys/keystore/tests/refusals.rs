@@ -14,7 +14,7 @@ fn lived_in() -> (Rig, Vec<KeyMetadata>) {
     keystore.rotate_key(&keys[1].id).unwrap();
     keystore.destroy_key(&keys[2].id).unwrap();
     keystore.fetch_key(&keys[0].id).unwrap();
-    keystore.grant(&keys[0].id, &Principal::User(1), Right::Fetch).unwrap();
+    keystore.grant(&keys[0].id, &Principal::User(1), &[Right::Fetch].into()).unwrap();
     drop(keystore);
     (rig, keys)
 }

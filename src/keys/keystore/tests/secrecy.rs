@@ -73,7 +73,7 @@ fn no_key_and_no_kek_is_on_disk_in_clear_after_any_operation() {
     keystore.rotate_key(&key.id).unwrap();
     keys.push(keystore.fetch_key(&key.id).unwrap().expose().to_vec());
     assert_absent(&rig, &keys, "after rotate");
-    keystore.grant(&key.id, &Principal::User(1), Right::Fetch).unwrap();
+    keystore.grant(&key.id, &Principal::User(1), &[Right::Fetch].into()).unwrap();
     keystore.rotate_kek(secret(&kek_bytes(2)), |_| ()).unwrap();
     assert_absent(&rig, &keys, "after rotating the KEK");
     keystore.copy_to(&rig.folder.path().join("copy")).unwrap();
