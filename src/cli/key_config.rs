@@ -2,10 +2,10 @@
 
 use std::path::{self, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::tool_error::ToolError;
-use crate::keys::{FixedKey, KeyManagers};
+use crate::keys::{FixedKey, KeyManagers, KeyReference, ManagerName};
 
 /// Where key managers are set up.
 #[derive(Debug, Args)]
@@ -37,4 +37,38 @@ impl KeyConfigArgs {
         };
         self.key_config.as_ref().map(whole).transpose()
     }
+}
+
+/// Whether the fixed key of an OpenStack set-up may be used.
+#[derive(Debug, Args)]
+pub(super) struct FixedKeyArgs {
+    /// Allow something unsafe by name
+    #[arg(long, value_name = "GATE")]
+    insecure: Vec<KeyGate>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum KeyGate {
+    /// Use one key for all volumes of all projects, as the `fixed_key` of OpenStack's files
+    FixedKey,
+}
+
+impl FixedKeyArgs {
+    /// What was said about it.
+    pub(super) fn fixed_key(&self) -> FixedKey {
+        match self.insecure.contains(&KeyGate::FixedKey) {
+            true => FixedKey::Accept,
+            false => FixedKey::Refuse,
+        }
+    }
+}
+
+/// The reference to the key that `text` names: ID or ID#VERSION within `manager`, or a whole reference to it, as other
+/// commands print them.
+pub(super) fn reference_within(manager: &ManagerName, text: &str) -> Result<KeyReference, ToolError> {
+    let whole = match text.starts_with(&format!("{manager}:")) {
+        true => text.to_owned(),
+        false => format!("{manager}:{text}"),
+    };
+    whole.parse().map_err(|problem| ToolError::Reference { option: "the key's name", problem })
 }

@@ -25,6 +25,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub use exit::{CliError, Exit};
+pub use keystore::PrincipalNameError;
 pub use tool_error::ToolError;
 
 /// Encrypts virtual machine disks on the host, as a vhost-user-blk back end.
@@ -54,7 +55,7 @@ enum Command {
     Header(volume::HeaderCommand),
     /// Make, list, move, rotate and destroy keys in a key manager
     Key(key::KeyCommand),
-    /// Make an embedded keystore, check it, copy it, and change what it is encrypted under
+    /// Make an embedded keystore, check and copy it, and say who may use its keys and what they are encrypted under
     Keystore(keystore::KeystoreCommand),
     /// Make, list and destroy disks that end with their key
     Ephemeral(ephemeral::EphemeralCommand),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::ephemeral::ephemeral_exit;
 use super::exit::{Exit, key_exit, luks_exit, volume_exit};
+use super::keystore::PrincipalNameError;
 use super::resolve::ConfigError;
 use crate::ephemeral::EphemeralError;
 use crate::format::luks::{EditError, LuksError};
@@ -25,6 +26,15 @@ pub enum ToolError {
         option: &'static str,
         /// What is wrong with it.
         problem: ReferenceError,
+    },
+    /// Nobody, or nobody who can be found.
+    #[error("{option}")]
+    Principal {
+        /// The option that should name somebody.
+        option: &'static str,
+        /// What is wrong with it.
+        #[source]
+        problem: PrincipalNameError,
     },
     /// Rotation from a key to itself.
     #[error(
@@ -126,6 +136,8 @@ impl ToolError {
             | Self::EqualKeys
             | Self::KeyConfig(_)
             | Self::Size { .. } => Exit::Usage,
+            Self::Principal { problem: PrincipalNameError::Unknown { .. }, .. } => Exit::Usage,
+            Self::Principal { problem: PrincipalNameError::LookUp { .. }, .. } => Exit::Failure,
             Self::Fetch(error) => key_exit(error),
             Self::Volume(error) => volume_exit(error),
             Self::Luks(error) => luks_exit(error),

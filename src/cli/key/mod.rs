@@ -14,6 +14,7 @@ use clap::{Args, Subcommand};
 
 use super::exit::Exit;
 pub(super) use super::key_config::KeyConfigArgs;
+use super::key_config::{FixedKeyArgs, reference_within};
 use super::tool_error::ToolError;
 use crate::keys::{KeyAdmin, KeyId, KeyManagers, KeyReference, ManagerName};
 
@@ -79,6 +80,11 @@ impl ManagerArgs {
         self.config.managers()
     }
 
+    /// The same, for commands that have a gate for the fixed key.
+    fn managers_with(&self, gate: &FixedKeyArgs) -> Result<KeyManagers, ToolError> {
+        self.config.managers_with(gate.fixed_key())
+    }
+
     /// See [`KeyConfigArgs::whole_path`].
     pub(super) fn key_config_path(&self) -> Result<Option<PathBuf>, ToolError> {
         self.config.whole_path()
@@ -94,15 +100,9 @@ impl ManagerArgs {
         Ok(self.managers()?.admin(&self.name()?)?)
     }
 
-    /// The reference to the key that `text` names: ID or ID#VERSION within the chosen manager, or a whole reference
-    /// to it, as other commands print them.
+    /// See [`reference_within`].
     pub(super) fn reference(&self, text: &str) -> Result<KeyReference, ToolError> {
-        let name = self.name()?;
-        let whole = match text.starts_with(&format!("{name}:")) {
-            true => text.to_owned(),
-            false => format!("{name}:{text}"),
-        };
-        whole.parse().map_err(|problem| ToolError::Reference { option: "the key's name", problem })
+        reference_within(&self.name()?, text)
     }
 
     /// The same as what the manager calls it.

@@ -4,6 +4,7 @@ use clap::{ArgGroup, Args};
 
 use super::ManagerArgs;
 use super::list::{Shown, details};
+use crate::cli::key_config::FixedKeyArgs;
 use crate::cli::output;
 use crate::cli::tool_error::ToolError;
 use crate::cli::volume::VolumeRotation;
@@ -13,6 +14,7 @@ use crate::cli::volume::VolumeRotation;
 #[command(
     override_usage = "sealblk key rotate KEY [OPTIONS]\n       \
                       sealblk key rotate --volume PATH --key REFERENCE [--new-key REFERENCE] [OPTIONS]",
+    mut_arg("insecure", |insecure| insecure.requires("volume")),
     group(ArgGroup::new("what").args(["which", "volume"]).required(true))
 )]
 pub(super) struct RotateCommand {
@@ -23,12 +25,14 @@ pub(super) struct RotateCommand {
     manager: ManagerArgs,
     #[command(flatten)]
     rotation: VolumeRotation,
+    #[command(flatten)]
+    gate: FixedKeyArgs,
 }
 
 impl RotateCommand {
     pub(super) fn run(&self) -> Result<(), ToolError> {
         let Some(key) = &self.which else {
-            return self.rotation.run(&self.manager.managers()?, self.manager.json);
+            return self.rotation.run(&self.manager.managers_with(&self.gate)?, self.manager.json);
         };
         let metadata = self.manager.admin()?.rotate(&self.manager.key_id(key)?)?;
         let shown = Shown::new(&self.manager.name()?, metadata);

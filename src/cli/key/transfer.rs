@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::ManagerArgs;
 use super::create::SpecArgs;
 use super::list::{Shown, details};
+use crate::cli::key_config::FixedKeyArgs;
 use crate::cli::output::{self, printable};
 use crate::cli::tool_error::ToolError;
 use crate::format::new_file::NewFile;
@@ -24,6 +25,8 @@ pub(super) struct ImportCommand {
     /// The key to copy: file:PATH, fd:N or any other reference
     #[arg(long, value_name = "REFERENCE")]
     from: String,
+    #[command(flatten)]
+    gate: FixedKeyArgs,
     #[command(flatten)]
     spec: SpecArgs,
 }
@@ -52,7 +55,7 @@ impl ImportCommand {
     pub(super) fn run(self) -> Result<(), ToolError> {
         let reference: KeyReference =
             self.from.parse().map_err(|problem| ToolError::Reference { option: "--from", problem })?;
-        let managers = self.manager.managers()?;
+        let managers = self.manager.managers_with(&self.gate)?;
         let admin = managers.admin(&self.manager.name()?)?;
         let material = managers.source(&reference)?.fetch()?;
         let bits = u32::try_from(material.expose().len() * 8).expect("secrets are small");

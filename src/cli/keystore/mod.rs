@@ -1,4 +1,7 @@
-//! `sealblk keystore`: an embedded keystore as a whole.
+//! `sealblk keystore`: an embedded keystore as a whole, and who may do what with its keys.
+
+mod access;
+mod user;
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -9,10 +12,13 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::key_config::KeyConfigArgs;
+use super::key_config::{KeyConfigArgs, reference_within};
 use super::output;
 use super::tool_error::ToolError;
 use crate::keys::keystore::{AuditAnchor, KeystoreManager};
+use crate::keys::{KeyReference, ManagerName};
+
+pub use user::PrincipalNameError;
 
 /// The commands of `sealblk keystore`.
 #[derive(Debug, Args)]
@@ -32,6 +38,12 @@ enum KeystoreAction {
     RotateKek(KeystoreArgs),
     /// Copy the keystore as it is now, while it is in use
     Copy(CopyCommand),
+    /// Give a principal rights to a key
+    Grant(access::GrantCommand),
+    /// Take rights to a key away from a principal
+    Revoke(access::RevokeCommand),
+    /// Show who may do what with a key
+    Access(access::AccessCommand),
 }
 
 /// Which keystore is meant.
@@ -97,17 +109,25 @@ impl KeystoreCommand {
             KeystoreAction::Verify(command) => command.run(),
             KeystoreAction::RotateKek(keystore) => keystore.rotate_kek(),
             KeystoreAction::Copy(command) => command.run(),
+            KeystoreAction::Grant(command) => command.run(),
+            KeystoreAction::Revoke(command) => command.run(),
+            KeystoreAction::Access(command) => command.run(),
         }
     }
 }
 
 impl KeystoreArgs {
     fn open(&self) -> Result<KeystoreManager, ToolError> {
-        let name = self
-            .key_manager
-            .parse()
-            .map_err(|problem| ToolError::Reference { option: "--key-manager", problem })?;
-        Ok(self.config.managers()?.keystore(&name)?)
+        Ok(self.config.managers()?.keystore(&self.name()?)?)
+    }
+
+    fn name(&self) -> Result<ManagerName, ToolError> {
+        self.key_manager.parse().map_err(|problem| ToolError::Reference { option: "--key-manager", problem })
+    }
+
+    /// See [`reference_within`].
+    fn reference(&self, key: &str) -> Result<KeyReference, ToolError> {
+        reference_within(&self.name()?, key)
     }
 
     fn initialise(&self) -> Result<(), ToolError> {
