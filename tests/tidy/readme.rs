@@ -33,6 +33,9 @@ const EXPLAINED: &[(&str, &str)] = &[
     ("keystore verify", "docs/keystore.md"),
     ("keystore rotate-kek", "docs/keystore.md"),
     ("keystore copy", "docs/keystore.md"),
+    ("keystore grant", "docs/keystore.md"),
+    ("keystore revoke", "docs/keystore.md"),
+    ("keystore access", "docs/keystore.md"),
 ];
 
 /// Options of any command that its document does not mention.

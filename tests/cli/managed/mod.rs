@@ -1,5 +1,6 @@
 //! Keys in a key manager: made, moved, rotated and destroyed.
 
+mod access;
 mod commands;
 pub(super) mod killing;
 mod rotation;
