@@ -23,7 +23,7 @@ impl Rig {
 }
 
 fn broken() -> Faults {
-    Faults { bad_ranges: vec![0..CAPACITY_BYTES as u64], ..Faults::default() }
+    Faults { bad_ranges: std::iter::once(0..CAPACITY_BYTES as u64).collect(), ..Faults::default() }
 }
 
 #[test]
