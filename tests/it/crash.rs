@@ -1,28 +1,16 @@
 //! The server is killed at any moment, and started again. Nothing that was acknowledged is lost, nothing is done twice
 //! over something newer, and everything is answered.
 
-use std::env;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::harness::frontend::F_EVENT_IDX;
 use crate::harness::load::Load;
 use crate::harness::memory::MIB;
+use crate::harness::seed::{number, seed};
 use crate::harness::*;
 
 /// How often the server dies in each test. `SEALBLK_TEST_KILLS` changes it.
 const KILLS: u64 = 100;
-
-/// Decides everything but the timing. Another each time, unless `SEALBLK_TEST_SEED` says which.
-fn seed() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
-    let seed = number("SEALBLK_TEST_SEED").unwrap_or(since_epoch.as_nanos() as u64 % 1_000_000_007);
-    println!("SEALBLK_TEST_SEED={seed}");
-    seed
-}
-
-fn number(name: &str) -> Option<u64> {
-    env::var(name).ok().map(|value| value.parse().expect("a number"))
-}
 
 /// Kills the server so often while the guest is busy, then lets it end and looks at every sector.
 fn kill_under_load(queues: usize) {

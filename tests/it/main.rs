@@ -23,4 +23,5 @@ mod managed_key;
 mod messages;
 mod migration;
 mod notifications;
+mod power_failure;
 mod small_blocks;

@@ -18,7 +18,7 @@ const SLOTS: usize = 16;
 
 /// What a block holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
+pub enum Content {
     /// What it held when the volume was made.
     Original,
     Zeroes,
@@ -26,15 +26,25 @@ enum Content {
     Written(u64),
 }
 
+/// A request without an answer.
 #[derive(Clone, Debug)]
-struct Outstanding {
-    kind: u32,
-    block: usize,
-    count: usize,
+pub struct Outstanding {
+    pub kind: u32,
+    /// First of the blocks that it is about, and how many these are. None for a flush.
+    pub block: usize,
+    pub count: usize,
     /// The number of the request.
-    number: u64,
+    pub number: u64,
     /// How many its queue had sent before.
     order: u64,
+}
+
+/// What the guest did and what it learnt.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Sent(Outstanding),
+    /// The request of this number was answered.
+    Answered(u64),
 }
 
 struct Slot {
@@ -59,6 +69,8 @@ pub struct Load {
     newest_answered: Vec<u64>,
     /// Answers that came before one of an earlier request.
     pub overtakings: u64,
+    /// Everything since the guest began, in order.
+    pub events: Vec<Event>,
 }
 
 impl Load {
@@ -82,6 +94,7 @@ impl Load {
             answered: 0,
             newest_answered: vec![0; queues.len()],
             overtakings: 0,
+            events: Vec::new(),
             queues,
             ram,
         }
@@ -150,11 +163,13 @@ impl Load {
                 .flatten()
                 .collect();
         let head = ring.set_chain(3 * slot as u16, &chain);
+        self.events.push(Event::Sent(outstanding.clone()));
         self.queues[ring.index][slot].outstanding = Some(outstanding);
         ring.publish(&[head]);
     }
 
-    fn bytes(&self, block: usize, count: usize, content: impl Fn(usize) -> Content) -> Vec<u8> {
+    /// The bytes of these blocks when each of them has the content that `content` tells.
+    pub fn bytes(&self, block: usize, count: usize, content: impl Fn(usize) -> Content) -> Vec<u8> {
         let one = |at: usize| match content(at) {
             Content::Original => self.original[at * BLOCK_BYTES..][..BLOCK_BYTES].to_vec(),
             Content::Zeroes => vec![0; BLOCK_BYTES],
@@ -195,6 +210,7 @@ impl Load {
             self.overtakings += 1;
         }
         self.newest_answered[queue] = self.newest_answered[queue].max(order);
+        self.events.push(Event::Answered(number));
         self.busy[block..block + count].fill(false);
         match kind {
             T_OUT => self.blocks[block..block + count].fill(Content::Written(number)),
@@ -233,6 +249,12 @@ impl Load {
                 .filter_map(move |slot| Some(format!("queue {queue}: {:?}", slot.outstanding.as_ref()?)))
         });
         slots.collect::<Vec<_>>().join("; ")
+    }
+
+    /// What each block must hold, with nothing outstanding.
+    pub fn contents(&self) -> &[Content] {
+        assert_eq!(self.outstanding(), 0);
+        &self.blocks
     }
 
     /// What the disk must hold, with nothing outstanding.

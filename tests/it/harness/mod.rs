@@ -12,8 +12,10 @@ pub mod memory;
 pub mod page_cache;
 pub mod request;
 pub mod ring;
+pub mod seed;
 pub mod volume;
 pub mod wire;
+pub mod write_log;
 
 pub use backend::{Backend, Serve};
 pub use control::Control;

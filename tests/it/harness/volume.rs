@@ -59,8 +59,13 @@ impl Layout {
 
     /// What a guest must read where `ciphertext` lies.
     pub fn decrypt(&self, ciphertext: &[u8]) -> Vec<u8> {
+        self.decrypt_from(0, ciphertext)
+    }
+
+    /// The same for whole encryption sectors, the first of which is number `first` of the payload.
+    pub fn decrypt_from(&self, first: usize, ciphertext: &[u8]) -> Vec<u8> {
         let mut bytes = ciphertext.to_vec();
-        let sectors = bytes.chunks_exact_mut(self.sector_bytes).enumerate();
+        let sectors = (first..).zip(bytes.chunks_exact_mut(self.sector_bytes));
         match Key::new(self.key.as_deref()) {
             Key::None => {}
             Key::Aes128(xts) => sectors.for_each(|(i, s)| xts.decrypt_sector(s, self.tweak(i))),
