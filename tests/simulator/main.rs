@@ -14,11 +14,12 @@ mod world;
 
 use std::env;
 use std::panic::{catch_unwind, resume_unwind};
+use std::thread;
 
 use world::{Tally, World};
 
 /// Worlds, each of another seed. `SEALBLK_TEST_FIRST_SEED` says where they begin.
-const WORLDS: u64 = 1000;
+const WORLDS: u64 = 800;
 /// Crashes in each of them.
 const CRASHES: u64 = 25;
 
@@ -34,6 +35,18 @@ fn run(seed: u64) -> Tally {
     })
 }
 
+/// The worlds of these seeds, on all cores.
+fn run_all(first: u64, end: u64) -> Tally {
+    let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
+    thread::scope(|scope| {
+        let share = |thread| (first + thread..end).step_by(threads as usize).map(run).sum::<Tally>();
+        let shares: Vec<_> = (0..threads).map(|thread| scope.spawn(move || share(thread))).collect();
+        let tallies =
+            shares.into_iter().map(|share| share.join().unwrap_or_else(|failure| resume_unwind(failure)));
+        tallies.sum()
+    })
+}
+
 #[test]
 fn crashes_lose_nothing_that_was_promised() {
     if let Some(seed) = number("SEALBLK_TEST_SEED") {
@@ -41,16 +54,7 @@ fn crashes_lose_nothing_that_was_promised() {
         return;
     }
     let first = number("SEALBLK_TEST_FIRST_SEED").unwrap_or(0);
-    let mut all = Tally::default();
-    for seed in first..first + WORLDS {
-        let one = run(seed);
-        all.process_crashes += one.process_crashes;
-        all.power_failures += one.power_failures;
-        all.answers += one.answers;
-        all.repeats += one.repeats;
-        all.set_back += one.set_back;
-        all.errors += one.errors;
-    }
+    let all = run_all(first, first + WORLDS);
     println!("worlds {first}..{}: {all:?}", first + WORLDS);
     assert_eq!(all.process_crashes + all.power_failures, WORLDS * CRASHES);
     assert!(all.process_crashes > WORLDS && all.power_failures > WORLDS, "{all:?}");

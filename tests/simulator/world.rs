@@ -1,6 +1,7 @@
 //! One guest, one disk, and the back ends that serve them one after the other, all of it decided by a seed.
 
 use std::cell::Cell;
+use std::iter::Sum;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -37,6 +38,19 @@ pub struct Tally {
     pub set_back: u64,
     /// Requests that failed, as they may where storage does.
     pub errors: u64,
+}
+
+impl Sum for Tally {
+    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
+        tallies.fold(Self::default(), |all, one| Self {
+            process_crashes: all.process_crashes + one.process_crashes,
+            power_failures: all.power_failures + one.power_failures,
+            answers: all.answers + one.answers,
+            repeats: all.repeats + one.repeats,
+            set_back: all.set_back + one.set_back,
+            errors: all.errors + one.errors,
+        })
+    }
 }
 
 struct Outstanding {
