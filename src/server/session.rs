@@ -3,8 +3,9 @@
 //! Everything the front end sets up lives from one connection to its end. Whatever takes memory or a ring away
 //! stops the queues first, over the one path there is: drain, answer, return the ring's state.
 
+mod operated;
+
 use std::fs::File;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use vhost::VhostUserMemoryRegionBase;
@@ -15,10 +16,10 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error as VhostUserError, GpuBackend, VhostUserBackendReqHandlerMut};
 
-use super::backend_channel::{self, BackendChannel};
+use super::backend_channel::BackendChannel;
 use super::device::Device;
 use super::refusal::{Answer, not_offered, refuse};
-use super::rings::{Ring, RingFeatures, Rings, StartError};
+use super::rings::{Ring, RingFeatures, Rings};
 use crate::guest::memory::MAX_REGIONS;
 use crate::guest::{DirtyLog, GuestMemory, InflightGeometry, InflightRegion, Region, inflight};
 use crate::virtio::RingAddresses;
@@ -63,35 +64,6 @@ impl<'a> Session<'a> {
         self.rings.forget()?;
         (self.memory, self.log) = (Arc::default(), None);
         Ok(())
-    }
-
-    /// Stops the rings by the operator's order, once what was taken is answered.
-    pub(super) fn halt(&mut self) -> Result<(), WorkerGone> {
-        self.rings.halt()
-    }
-
-    /// Lets the rings run again.
-    pub(super) fn proceed(&mut self) -> Result<(), StartError> {
-        self.rings.proceed(&self.memory)
-    }
-
-    /// Whether the front end may hand over a channel of its own for what we have to say.
-    pub(super) fn expects_channel(&self) -> bool {
-        self.acked_protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ)
-    }
-
-    /// Takes such a channel, and acknowledges it on `stream` if the front end asks for that.
-    pub(super) fn set_channel(&mut self, channel: BackendChannel, asks: bool, stream: &UnixStream) {
-        self.channel = Some(channel);
-        if asks && self.acked_protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-            backend_channel::acknowledge(stream);
-        }
-    }
-
-    /// Tells the front end to read the configuration space again. Returns whether it was told.
-    pub(super) fn tell_of_config_change(&mut self) -> bool {
-        self.acked_protocol.contains(VhostUserProtocolFeatures::CONFIG)
-            && self.channel.as_ref().is_some_and(BackendChannel::tell_of_config_change)
     }
 
     fn can_flush(&self) -> bool {
