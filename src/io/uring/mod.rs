@@ -41,6 +41,8 @@ pub struct Uring {
     /// Refusals by the kernel in a row to take what was handed over.
     refusals: usize,
     drain_patience_seconds: u32,
+    /// Durable writes are followed by a sync of their own, since the storage may lose their `RWF_DSYNC`.
+    syncs_apart: bool,
     /// What the next attempts end with, whatever the kernel says: it hardly ever asks to be asked again.
     #[cfg(test)]
     injected: VecDeque<Errno>,
@@ -67,6 +69,8 @@ struct Parts {
 struct InFlight {
     op: Op,
     progress: Progress,
+    /// The write is done, and is made durable now.
+    syncing: bool,
     /// Index into [`PAUSES`] of the pause to make before the next attempt.
     pause: usize,
 }
@@ -110,6 +114,7 @@ impl Uring {
             watches: watches.map_err(|source| UringError::Failed { max_ops, source })?,
             refusals: 0,
             drain_patience_seconds: setup.drain_patience_seconds,
+            syncs_apart: !setup::keeps_dsync(&volume),
             #[cfg(test)]
             injected: VecDeque::new(),
             volume,
@@ -125,7 +130,7 @@ impl Engine for Uring {
         let entry = self.in_flight.get_mut(tag.0 as usize);
         let entry = entry.unwrap_or_else(|| panic!("{tag:?} is not below the {max_ops} operations agreed"));
         assert!(entry.is_none(), "{tag:?} is in use");
-        *entry = Some(InFlight { op, progress: Progress::default(), pause: 0 });
+        *entry = Some(InFlight { op, progress: Progress::default(), syncing: false, pause: 0 });
         self.in_flight_count += 1;
         if self.push_step(tag) {
             return;
@@ -189,6 +194,7 @@ impl Engine for Uring {
         } else {
             self.parts.ring.submitter().register_files_update(0, &[volume.as_raw_fd()])?;
         }
+        self.syncs_apart = !setup::keeps_dsync(&volume);
         self.volume = volume;
         Ok(())
     }
@@ -203,7 +209,8 @@ impl Uring {
         let in_flight =
             self.in_flight[tag.0 as usize].as_mut().expect("only operations in flight have steps");
         let (entry, event) = if PAUSES[in_flight.pause].is_zero() {
-            let entry = in_flight.attempt(*volume, registered.as_deref()).flags(*volume_flags);
+            let entry =
+                in_flight.attempt(*volume, registered.as_deref(), self.syncs_apart).flags(*volume_flags);
             (entry, Event::Attempt(tag))
         } else {
             (opcode::Timeout::new(&TIMEOUTS[in_flight.pause]).build(), Event::PauseOver(tag))
@@ -232,7 +239,12 @@ impl Uring {
         let result = self.injected.pop_front().map_or(result, Err);
         let entry = &mut self.in_flight[tag.0 as usize];
         let in_flight = entry.as_mut().expect("the kernel completes only what it was given, once");
-        match settle(&in_flight.op, &mut in_flight.progress, result) {
+        let step = if in_flight.syncing { &Op::Sync } else { &in_flight.op };
+        match settle(step, &mut in_flight.progress, result) {
+            Next::Finish(Ok(())) if self.syncs_apart && in_flight.begins_sync() => {
+                self.backlog.push_back(tag);
+                None
+            }
             Next::Retry { pause } => {
                 in_flight.pause = pause;
                 self.backlog.push_back(tag);
@@ -291,8 +303,25 @@ impl Uring {
 }
 
 impl InFlight {
+    /// Goes on to the sync of a durable write, if this is one that has just been done.
+    fn begins_sync(&mut self) -> bool {
+        let begins = !self.syncing && matches!(self.op, Op::Write { durability: Durability::Durable, .. });
+        if begins {
+            (self.syncing, self.progress) = (true, Progress::default());
+        }
+        begins
+    }
+
     /// The kernel's form of what is left of the operation.
-    fn attempt(&mut self, volume: types::Fd, registered: Option<&Mapping>) -> squeue::Entry {
+    fn attempt(
+        &mut self,
+        volume: types::Fd,
+        registered: Option<&Mapping>,
+        syncs_apart: bool,
+    ) -> squeue::Entry {
+        if self.syncing {
+            return opcode::Fsync::new(volume).flags(types::FsyncFlags::DATASYNC).build();
+        }
         let moved_bytes = self.progress.moved_bytes;
         match &mut self.op {
             Op::Read { slot, offset_bytes, len_bytes } => {
@@ -310,8 +339,8 @@ impl InFlight {
                     (*len_bytes - moved_bytes, *offset_bytes + u64::from(moved_bytes));
                 let start = slot.as_ptr().wrapping_add(moved_bytes as usize);
                 let flags = match durability {
-                    Durability::Volatile => 0,
-                    Durability::Durable => libc::RWF_DSYNC,
+                    Durability::Durable if !syncs_apart => libc::RWF_DSYNC,
+                    Durability::Durable | Durability::Volatile => 0,
                 };
                 if registered.is_some_and(|mapping| mapping.contains(start, len_bytes as usize)) {
                     let write = opcode::WriteFixed::new(volume, start, len_bytes, 0);
