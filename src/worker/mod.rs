@@ -52,9 +52,6 @@ const MAX_REQUESTS: u32 = 256;
 const MAX_TAKEN_PER_TURN: usize = 32;
 /// Operations that are handed to the kernel without waiting for more.
 const SUBMIT_BATCH: usize = 16;
-/// The same, counted in the bytes that they move. No more is begun before: what storage moves at once (a page cache, a
-/// RAM disk) is then finished while the slots are in the CPU's second cache, and other storage has enough to do.
-const SUBMIT_BYTES: usize = 256 << 10;
 /// Most pieces of one request that are under way at once.
 const MAX_PIECES_PER_REQUEST: u32 = 8;
 /// Operations without a slot (flushes, discards) that may be under way at once.
@@ -90,7 +87,6 @@ pub struct Worker<E> {
     spin: Spin,
     /// Operations that the engine was given and not yet told to hand over, and whether a turn ended with some.
     unsubmitted_ops: usize,
-    unsubmitted_bytes: usize,
     unsubmitted_turns: usize,
     /// Operations under way that have no slot.
     slotless_ops: u32,
@@ -123,7 +119,6 @@ impl<E: Engine> Worker<E> {
             spare_data: Vec::with_capacity(MAX_REQUESTS as usize),
             spin: Spin::default(),
             unsubmitted_ops: 0,
-            unsubmitted_bytes: 0,
             unsubmitted_turns: 0,
             slotless_ops: 0,
             locker,
@@ -149,8 +144,7 @@ impl<E: Engine> Worker<E> {
             self.spin.found_work();
             // A few operations wait for the next turn: it may be the last before the wait, which hands them over
             // and sleeps in one system call.
-            let many = self.unsubmitted_ops >= SUBMIT_BATCH || self.unsubmitted_bytes >= SUBMIT_BYTES;
-            if self.unsubmitted_turns > 0 || many {
+            if self.unsubmitted_turns > 0 || self.unsubmitted_ops >= SUBMIT_BATCH {
                 self.submit(Wait::No)?;
             } else if self.unsubmitted_ops > 0 {
                 self.unsubmitted_turns = 1;
@@ -188,7 +182,7 @@ impl<E: Engine> Worker<E> {
     }
 
     fn submit(&mut self, wait: Wait) -> io::Result<()> {
-        (self.unsubmitted_turns, self.unsubmitted_ops, self.unsubmitted_bytes) = (0, 0, 0);
+        (self.unsubmitted_turns, self.unsubmitted_ops) = (0, 0);
         self.engine.submit(wait)
     }
 
@@ -273,8 +267,7 @@ impl<E: Engine> Worker<E> {
     /// when others have its sectors.
     fn begin_piece(&mut self, id: RequestId) -> bool {
         let active = self.requests.get(id);
-        let no_room = self.pieces.is_full() || self.unsubmitted_bytes >= SUBMIT_BYTES;
-        if active.is_planned() || active.outstanding >= MAX_PIECES_PER_REQUEST || no_room {
+        if active.is_planned() || active.outstanding >= MAX_PIECES_PER_REQUEST || self.pieces.is_full() {
             return false;
         }
         let volume = &self.disk.volume;
@@ -293,13 +286,11 @@ impl<E: Engine> Worker<E> {
             }
             _ => {
                 let sectors = volume.sectors_of(piece.range);
-                let len_bytes = sectors.len_bytes as usize;
-                let Some(slot) = self.slots.take(len_bytes) else { return false };
+                let Some(slot) = self.slots.take(sectors.len_bytes as usize) else { return false };
                 if !parts::lock(&mut self.locker, active, &piece) {
                     self.slots.put(slot);
                     return false;
                 }
-                self.unsubmitted_bytes += len_bytes;
                 transfer(volume, active, &piece, slot, sectors)
             }
         };
