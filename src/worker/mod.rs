@@ -159,7 +159,7 @@ impl<E: Engine> Worker<E> {
     /// # Errors
     /// When the engine is of no further use.
     pub fn wait(&mut self) -> io::Result<()> {
-        if self.spin.goes_on() {
+        if self.pieces.count() > 0 && self.spin.goes_on() {
             self.submit(Wait::No)?;
             std::hint::spin_loop();
             return Ok(());
