@@ -343,7 +343,11 @@ impl<E: Engine> Worker<E> {
                 active.fail(Status::Unsupported);
             }
             (Err(error), kind, _) => {
-                active.failure = volume.judge_failure(*kind == RequestKind::Flush, piece.durable);
+                let failure = volume.judge_failure(*kind == RequestKind::Flush, piece.durable);
+                // One piece that must not be repeated is enough.
+                if failure == Failure::Final || active.status == Status::Ok {
+                    active.failure = failure;
+                }
                 if let Some(queue) = &mut self.queue {
                     let read = RequestKind::Read(piece.range);
                     queue.report_io_error(if piece.reads_first { &read } else { kind }, piece.range, &error);
