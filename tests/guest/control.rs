@@ -1,24 +1,13 @@
 //! What an operator does to a disk while a guest uses it.
 
 use std::fs::{self, File};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use tempfile::tempdir;
 
-use crate::harness::{BackEnd, Guest, PlainLayout, ServeOptions, Served, Volume};
+use crate::harness::{BackEnd, Guest, PlainLayout, ServeOptions, Served, Volume, wait_for_write, wait_until};
 
 const MIB: u64 = 1 << 20;
 const TAKE_OVERS: usize = 5;
-const LIMIT: Duration = Duration::from_secs(60);
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        sleep(Duration::from_millis(2));
-    }
-}
 
 #[test]
 fn a_disk_grows_under_its_guest() {
@@ -54,10 +43,7 @@ fn taken_over_under_load() {
         .boot();
     guest.wait_for("load");
     for round in 1..=TAKE_OVERS {
-        let last_write =
-            || fs::metadata(&volume.image).and_then(|image| image.modified()).expect("the image is there");
-        let before = last_write();
-        wait_until("the guest does not go on", || last_write() > before);
+        wait_for_write(&volume);
         served.take_over();
         wait_until("QEMU does not come back", || served.logged("VMM connected") > round);
     }

@@ -2,31 +2,13 @@
 
 use std::fs::{self, File};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::tempdir;
 
-use crate::harness::{BackEnd, Guest, PlainLayout, ServeOptions, Served, Volume};
+use crate::harness::{BackEnd, Guest, PlainLayout, ServeOptions, Served, Volume, wait_for_write, wait_until};
 
 const KILLS: usize = 20;
-/// How long QEMU may take to come back to a back end that listens again, or the guest to write something.
-const LIMIT: Duration = Duration::from_secs(60);
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        sleep(Duration::from_millis(2));
-    }
-}
-
-/// Waits until something is written to the image.
-fn wait_for_write(volume: &Volume) {
-    let last_write =
-        || fs::metadata(&volume.image).and_then(|image| image.modified()).expect("the image is there");
-    let before = last_write();
-    wait_until("the guest does not go on", || last_write() > before);
-}
 
 fn killed_under_load(queue_count: u16) {
     BackEnd::require_sealblk("the stand-in keeps no in-flight region");
