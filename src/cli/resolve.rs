@@ -137,6 +137,10 @@ impl ServeOptions {
 
     /// How long to wait for the volume of a VM that comes from elsewhere, if one does.
     fn incoming(&self) -> Result<Option<Duration>, ConfigError> {
+        if self.incoming == Some(true) && self.takeover.is_some() {
+            // One VM comes from another host, the other is here already.
+            return Err(ConfigError::Exclusive("--incoming", "--takeover"));
+        }
         match (self.incoming.unwrap_or(false), self.incoming_timeout) {
             (true, None) => Ok(Some(DEFAULT_INCOMING_TIMEOUT)),
             (true, Some(seconds)) => Ok(Some(Duration::from_secs(seconds.into()))),
@@ -378,6 +382,12 @@ mod tests {
         }
         assert!(matches!(plain("cipher = 'aes-cbc-essiv:sha256'"), Err(ConfigError::Cipher { .. })));
         plain("queue-size = 4\nserial = '12345678901234567890'\nnum-queues = 64").unwrap();
+    }
+
+    #[test]
+    fn a_vm_comes_from_another_host_or_from_another_process() {
+        let message = refused("incoming = true\ntakeover = '/c'");
+        assert!(message.contains("--incoming") && message.contains("--takeover"), "{message}");
     }
 
     #[test]
