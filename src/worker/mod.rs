@@ -271,7 +271,7 @@ impl<E: Engine> Worker<E> {
             return false;
         }
         let volume = &self.disk.volume;
-        let mut piece = parts::next_piece(volume, id, active, self.slots.largest_bytes() as u64);
+        let piece = parts::next_piece(volume, id, active, self.slots.largest_bytes() as u64);
         let op = match active.request.kind {
             RequestKind::Flush | RequestKind::Discard(_) if self.slotless_ops >= MAX_SLOTLESS_OPS => {
                 return false;
@@ -294,15 +294,21 @@ impl<E: Engine> Worker<E> {
                 transfer(volume, active, &piece, slot, sectors)
             }
         };
-        piece.durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
         if matches!(op, Op::Sync | Op::Discard { .. }) {
             self.slotless_ops += 1;
         }
         active.began(piece.range.len_bytes);
+        self.start(piece, op);
+        true
+    }
+
+    /// Hands one operation of a piece to the engine.
+    #[inline]
+    fn start(&mut self, mut piece: Piece, op: Op) {
+        piece.durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
         let tag = self.pieces.insert(piece);
         self.engine.start(tag, op);
         self.unsubmitted_ops += 1;
-        true
     }
 
     /// Takes what the engine has finished.

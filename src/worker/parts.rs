@@ -5,7 +5,7 @@ use super::sector_locks::{Access, Attempt, Locker};
 use super::tables::{Active, Piece, RequestId};
 use super::{Volume, Worker};
 use crate::guest::Cursor;
-use crate::io::{Durability, Engine, Op, Slot};
+use crate::io::{Engine, Op, Slot};
 use crate::virtio::request::{RequestKind, SectorRange};
 use crate::virtio::wire::Status;
 
@@ -82,10 +82,7 @@ impl<E: Engine> Worker<E> {
             len_bytes: sector.len_bytes as u32,
             durability: volume.write_durability(),
         };
-        let durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
-        let tag = self.pieces.insert(Piece { durable, reads_first: false, ..piece });
-        self.engine.start(tag, op);
-        self.unsubmitted_ops += 1;
+        self.start(Piece { reads_first: false, ..piece }, op);
     }
 
     /// Takes a request that has failed out of the line for its next piece, which is not to begin any more.
