@@ -173,7 +173,7 @@ impl InflightRegion {
 
     /// What the last back end has left word of.
     pub fn remembered(&self) -> Option<Remembered> {
-        let (magic, writeback) = self.remembered_words()?;
+        let [magic, writeback, _] = self.remembered_words()?;
         if magic.load(Ordering::Acquire) != REMEMBERED_MAGIC {
             return None;
         }
@@ -186,17 +186,30 @@ impl InflightRegion {
 
     /// Leaves word for the next back end, if the region has room for that.
     pub fn remember(&self, remembered: Remembered) {
-        let Some((magic, writeback)) = self.remembered_words() else { return };
+        let Some([magic, writeback, _]) = self.remembered_words() else { return };
         writeback.store(u64::from(remembered.writeback), Ordering::Release);
         magic.store(REMEMBERED_MAGIC, Ordering::Release);
     }
 
-    fn remembered_words(&self) -> Option<(&AtomicU64, &AtomicU64)> {
+    /// Whether a back end that has died had seen storage fail to make writes durable.
+    pub fn has_sync_failed(&self) -> bool {
+        self.remembered_words().is_some_and(|[.., sync_failed]| sync_failed.load(Ordering::Acquire) == 1)
+    }
+
+    /// Leaves word of that, if the region has room for it, or takes it back.
+    pub fn note_sync_failed(&self, failed: bool) {
+        if let Some([.., sync_failed]) = self.remembered_words() {
+            sync_failed.store(u64::from(failed), Ordering::Release);
+        }
+    }
+
+    /// In this order: a magic number that makes the second word valid; the write cache; a failed sync.
+    fn remembered_words(&self) -> Option<[&AtomicU64; 3]> {
         let offset = self.remembered_offset?;
         // SAFETY: 64 bytes are mapped from there on, a multiple of 64 from the mapping's page-aligned start.
         unsafe {
             let start = self.mapping.as_ptr().add(offset).cast::<u64>();
-            Some((AtomicU64::from_ptr(start), AtomicU64::from_ptr(start.add(1))))
+            Some([0, 1, 2].map(|word| AtomicU64::from_ptr(start.add(word))))
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
@@ -11,7 +11,7 @@ use super::control::protocol::VolumeStatus;
 use super::tenure::{Tenure, TenureError};
 use crate::format::{self, FormatError, PayloadExtent};
 use crate::geometry::{Geometry, SectorSize};
-use crate::guest::Remembered;
+use crate::guest::{InflightRegion, Remembered};
 use crate::virtio::DiskView;
 use crate::virtio::wire::{self, ConfigFields, feature};
 use crate::worker::{Disk, QueueThread};
@@ -226,6 +226,22 @@ impl Device {
         self.tenure.let_go(threads)
     }
 
+    /// Has the word of a failed `fdatasync` outlive a crash, in that region, and takes over what a predecessor has left
+    /// there.
+    pub(super) fn keep_note_in(&self, region: &Arc<InflightRegion>) {
+        self.disk.volume.keep_note_in(Arc::clone(region));
+    }
+
+    /// Makes everything written durable, for the last time: this process ends in good order.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    pub(super) fn end_life(&self) -> io::Result<()> {
+        let synced = self.sync();
+        self.disk.volume.end_life();
+        synced
+    }
+
     /// Makes everything written durable.
     ///
     /// # Errors
@@ -237,7 +253,11 @@ impl Device {
         if self.disk.volume.has_sync_failed() {
             return Err(io::Error::other("an earlier fdatasync of the volume failed"));
         }
-        self.tenure.sync_data().inspect_err(|_| self.disk.volume.latch_sync_failure())
+        self.disk.volume.sync_with(|| self.tenure.sync_data())?;
+        match self.disk.volume.has_sync_failed() {
+            false => Ok(()),
+            true => Err(io::Error::other("another fdatasync of the volume failed at the same time")),
+        }
     }
 }
 

@@ -93,7 +93,7 @@ pub fn serve(mut config: ServeConfig) -> Result<(), ServeError> {
     // The sockets go first, so that nobody connects to a server that is going away.
     drop((socket, control));
     drop(threads);
-    let synced = device.sync();
+    let synced = device.end_life();
     if let End::Shutdown(caller) = end {
         caller.answer(synced.as_ref().map(|()| json!({})).map_err(Fault::failed));
     }

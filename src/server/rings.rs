@@ -131,8 +131,8 @@ impl<'a> Rings<'a> {
     }
 
     /// Where requests under way are noted, if the front end keeps that.
-    pub(super) fn inflight(&self) -> Option<&InflightRegion> {
-        self.inflight.as_deref()
+    pub(super) fn inflight(&self) -> Option<&Arc<InflightRegion>> {
+        self.inflight.as_ref()
     }
 
     /// Marks every ring enabled: without vhost-user's own features there is no message for it.

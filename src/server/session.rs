@@ -448,6 +448,9 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         }
         self.rings.track(region);
         self.remember_cache();
+        if let Some(region) = self.rings.inflight() {
+            self.device.keep_note_in(region);
+        }
         self.apply_cache_mode()
     }
 

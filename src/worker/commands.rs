@@ -81,9 +81,7 @@ impl<E: Engine> Worker<E> {
     /// # Errors
     /// When the engine cannot watch it.
     pub fn watch_control(&mut self, fd: OwnedFd) -> io::Result<()> {
-        if let Some(locker) = &self.locker {
-            locker.set_wake(fd.try_clone()?);
-        }
+        self.disk.volume.peers().set_wake(self.number, fd.try_clone()?);
         self.engine.watch(Wake::Control, Some(fd))
     }
 

@@ -1,6 +1,6 @@
 //! One queue's loop: it takes requests from a virtqueue, moves their bytes between guest and volume through the
 //! cipher, and answers them. Everything it touches is its own, but for the table of `sector_locks` on a disk whose
-//! blocks are smaller than its sectors; nothing in a turn blocks or allocates.
+//! blocks are smaller than its sectors, and what `syncs` know of each other; nothing in a turn blocks or allocates.
 //!
 //! ```text
 //! pop -> parse -> begin -> start        submit        reap -> finish -> complete -> publish
@@ -15,17 +15,19 @@ mod commands;
 mod held;
 pub mod monitor;
 mod parts;
+mod peers;
 mod queue;
 mod recovery;
 mod sector_locks;
 mod spin;
+mod syncs;
 mod tables;
 pub mod thread;
 pub mod volume;
 
 pub use monitor::{Monitor, QueueState, QueueView, Tally};
+pub use peers::MAX_WORKERS;
 pub use queue::{QueueError, QueueSetup};
-pub use sector_locks::MAX_WORKERS;
 pub use thread::{QueueThread, QueueWatcher, WorkerGone};
 pub use volume::{OnError, Volume};
 
@@ -38,6 +40,7 @@ use queue::Queue;
 use recovery::Repeats;
 use sector_locks::Locker;
 use spin::Spin;
+use syncs::{OwnSyncs, SyncNumber};
 use tables::{Active, Failure, Piece, Pieces, RequestId, Requests};
 
 use crate::guest::{Cursor, GuestBuffer};
@@ -92,6 +95,11 @@ pub struct Worker<E> {
     slotless_ops: u32,
     /// For volumes whose sectors may be changed in part.
     locker: Option<Locker>,
+    /// This worker's number among those of the volume.
+    number: usize,
+    syncs: OwnSyncs,
+    /// Requests that have synced well, and wait for the syncs beside them to end as well.
+    doubted: VecDeque<(RequestId, SyncNumber)>,
 }
 
 /// How many operations an engine for a worker over `slots` must be able to hold.
@@ -103,7 +111,9 @@ impl<E: Engine> Worker<E> {
     /// A worker without a queue. The engine holds [`max_ops`] operations.
     pub fn new(disk: Disk, engine: E, slots: SlotPool) -> Self {
         let pieces = Pieces::new(max_ops(&slots));
-        let locker = disk.volume.locks().cloned().map(Locker::new);
+        let number = disk.volume.peers().join();
+        let locker = disk.volume.locks().map(|locks| Locker::new(Arc::clone(locks), number));
+        let syncs = OwnSyncs::new(Arc::clone(disk.volume.syncs()), number, max_ops(&slots));
         Self {
             disk,
             monitor: Arc::default(),
@@ -122,6 +132,9 @@ impl<E: Engine> Worker<E> {
             unsubmitted_turns: 0,
             slotless_ops: 0,
             locker,
+            number,
+            syncs,
+            doubted: VecDeque::with_capacity(MAX_REQUESTS as usize),
         }
     }
 
@@ -131,7 +144,7 @@ impl<E: Engine> Worker<E> {
     /// # Errors
     /// When the engine is of no further use.
     pub fn turn(&mut self) -> io::Result<bool> {
-        let finished = self.finish_completed();
+        let finished = self.finish_completed() | self.end_doubts();
         let published = self.publish();
         let repeated = self.advance_repeats() | self.retry_if_told();
         let taken = self.take_requests();
@@ -305,7 +318,9 @@ impl<E: Engine> Worker<E> {
     /// Hands one operation of a piece to the engine.
     #[inline]
     fn start(&mut self, mut piece: Piece, op: Op) {
-        piece.durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
+        if matches!(op, Op::Sync | Op::Write { durability: Durability::Durable, .. }) {
+            self.begin_sync(&mut piece);
+        }
         let tag = self.pieces.insert(piece);
         self.engine.start(tag, op);
         self.unsubmitted_ops += 1;
@@ -329,6 +344,7 @@ impl<E: Engine> Worker<E> {
             return self.write_back(piece, completion.slot);
         }
         self.unlock(&piece);
+        let failed = completion.result.is_err();
         let volume = &self.disk.volume;
         let active = self.requests.get(piece.request);
         active.outstanding -= 1;
@@ -342,14 +358,12 @@ impl<E: Engine> Worker<E> {
                     volume.decrypt_part(slot, range, data, &mut cursor);
                 }
             }
-            // The failure was another's to report, and may have been about a write that this flush covers.
-            (Ok(()), RequestKind::Flush, _) if volume.has_sync_failed() => active.fail(Status::IoError),
             (Ok(()), ..) => {}
             (Err(error), RequestKind::Discard(_), _) if error.kind() == io::ErrorKind::Unsupported => {
                 active.fail(Status::Unsupported);
             }
             (Err(error), kind, _) => {
-                let failure = volume.judge_failure(*kind == RequestKind::Flush, piece.durable);
+                let failure = volume.judge_failure(*kind == RequestKind::Flush, piece.sync.is_some());
                 // One piece that must not be repeated is enough.
                 if failure == Failure::Final || active.status == Status::Ok {
                     active.failure = failure;
@@ -365,13 +379,23 @@ impl<E: Engine> Worker<E> {
             Some(slot) => self.slots.put(slot),
             None => self.slotless_ops -= 1,
         }
+        if let Some(sync) = piece.sync {
+            self.syncs.end(sync, failed);
+        }
         if active.is_done() {
             self.end(piece.request);
         }
     }
 
-    /// Ends a request that nothing is left of: answers it, or holds it to be tried again.
+    /// Ends a request that nothing is left of: answers it, or holds it to be tried again. One that has synced may have
+    /// to wait.
     fn end(&mut self, id: RequestId) {
+        if self.requests.get(id).failures_before.is_none() || self.is_believed(id) {
+            self.end_believed(id);
+        }
+    }
+
+    fn end_believed(&mut self, id: RequestId) {
         if self.requests.get(id).failure == Failure::Repeatable && self.held.keeps() {
             return self.hold(id);
         }
@@ -386,6 +410,9 @@ impl<E: Engine> Worker<E> {
             unreachable!("a queue with requests under way is not removed")
         };
         self.monitor.count(&kind, active.status);
+        if kind == RequestKind::Flush && active.status == Status::IoError {
+            self.disk.volume.syncs().tell();
+        }
         let data_bytes = match (active.status, &kind) {
             (Status::Ok, RequestKind::Read(_)) => data.len_bytes() as u32,
             (Status::Ok, RequestKind::GetId) => {

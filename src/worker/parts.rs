@@ -19,7 +19,7 @@ pub(super) fn next_piece(volume: &Volume, request: RequestId, active: &Active, s
         request,
         range: SectorRange { len_bytes: rest.len_bytes.min(limit_bytes), ..rest },
         cursor: active.plan.cursor,
-        durable: false,
+        sync: None,
         lock: None,
         reads_first: false,
     };

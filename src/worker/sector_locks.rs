@@ -21,16 +21,14 @@
 //!   then looks who waits. Every access is in the single order of `SeqCst`, so one of them sees the other.
 
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, OnceLock};
 
+use super::peers::Peers;
 use crate::geometry::SectorSize;
 use crate::virtio::request::SectorRange;
 
-/// Most workers of one volume: each has a bit in the places' masks of who waits.
-pub const MAX_WORKERS: usize = u64::BITS as usize;
 /// Places in the table. Sectors that are a multiple of so many apart share one, and wait without need at times.
 const PLACES: usize = 4096;
 /// In [`Place::users`]: a piece modifies the sector.
@@ -125,14 +123,12 @@ pub(super) struct SectorLocks {
     sector_size: SectorSize,
     places: Box<[Place]>,
     numbers: AtomicU64,
-    /// By worker: the eventfd that wakes it.
-    wakes: [OnceLock<OwnedFd>; MAX_WORKERS],
-    workers: AtomicU32,
+    peers: Arc<Peers>,
     abandoned: AtomicBool,
 }
 
 impl SectorLocks {
-    pub(super) fn new(sector_size: SectorSize) -> Self {
+    pub(super) fn new(sector_size: SectorSize, peers: Arc<Peers>) -> Self {
         let place = || Place {
             users: AtomicU32::new(0),
             waiting: AtomicU64::new(0),
@@ -142,8 +138,7 @@ impl SectorLocks {
             sector_size,
             places: (0..PLACES).map(|_| place()).collect(),
             numbers: AtomicU64::new(0),
-            wakes: [const { OnceLock::new() }; MAX_WORKERS],
-            workers: AtomicU32::new(0),
+            peers,
             abandoned: AtomicBool::new(false),
         }
     }
@@ -167,16 +162,8 @@ impl SectorLocks {
         }
         // Somebody may have found the door shut on our account.
         let waiting = places.take(entered).fold(0, |waiting, place| waiting | place.leave(access));
-        self.wake(waiting);
+        self.peers.wake(waiting);
         false
-    }
-
-    fn wake(&self, workers: u64) {
-        let wakes = self.wakes.iter().enumerate().filter(|(worker, _)| workers >> worker & 1 == 1);
-        for wake in wakes.filter_map(|(_, wake)| wake.get()) {
-            // It cannot be full: nobody counts to 2^64.
-            let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
-        }
     }
 }
 
@@ -190,17 +177,9 @@ pub(super) struct Locker {
 }
 
 impl Locker {
-    /// # Panics
-    /// When the volume has [`MAX_WORKERS`] workers already.
-    pub(super) fn new(locks: Arc<SectorLocks>) -> Self {
-        let worker = locks.workers.fetch_add(1, SeqCst) as usize;
-        assert!(worker < MAX_WORKERS, "a volume has at most {MAX_WORKERS} workers");
+    /// The hand of the worker with that number among its peers.
+    pub(super) fn new(locks: Arc<SectorLocks>, worker: usize) -> Self {
         Self { locks, worker, held: 0 }
-    }
-
-    /// Sets the eventfd by which others wake this worker, once.
-    pub(super) fn set_wake(&self, wake: OwnedFd) {
-        self.locks.wakes[self.worker].set(wake).expect("a worker has one control descriptor");
     }
 
     /// Locks the sectors that `range` touches. `in_line` is the request's, the same at each attempt for one piece.
@@ -236,7 +215,7 @@ impl Locker {
     pub(super) fn unlock(&mut self, range: SectorRange, access: Access) {
         let waiting = self.locks.places(range).fold(0, |waiting, place| waiting | place.leave(access));
         self.held -= 1;
-        self.locks.wake(waiting & !(1 << self.worker));
+        self.locks.peers.wake(waiting & !(1 << self.worker));
     }
 
     /// Leaves the line for `range`. Those behind may get in now, some of them this worker's own.
@@ -246,7 +225,7 @@ impl Locker {
             place.step_out_of_line(number.get());
             waiting |= place.take_waiting();
         }
-        self.locks.wake(waiting);
+        self.locks.peers.wake(waiting);
     }
 }
 
@@ -256,7 +235,7 @@ impl Drop for Locker {
     fn drop(&mut self) {
         if self.held > 0 {
             self.locks.abandoned.store(true, SeqCst);
-            self.locks.wake(u64::MAX);
+            self.locks.peers.wake(u64::MAX);
         }
     }
 }

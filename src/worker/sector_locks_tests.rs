@@ -1,5 +1,7 @@
 //! Who gets in beside whom, who has to wait, and that whoever waits is woken.
 
+use std::os::fd::OwnedFd;
+
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::*;
@@ -15,8 +17,9 @@ struct Hand {
 impl Hand {
     fn new(locks: &Arc<SectorLocks>) -> Self {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-        let locker = Locker::new(Arc::clone(locks));
-        locker.set_wake(wake.try_clone().unwrap());
+        let worker = locks.peers.join();
+        let locker = Locker::new(Arc::clone(locks), worker);
+        locks.peers.set_wake(worker, wake.try_clone().unwrap());
         Self { locker, wake }
     }
 
@@ -36,7 +39,7 @@ impl Hand {
 }
 
 fn locks() -> Arc<SectorLocks> {
-    Arc::new(SectorLocks::new(SectorSize::BYTES_4096))
+    Arc::new(SectorLocks::new(SectorSize::BYTES_4096, Arc::new(Peers::new())))
 }
 
 fn hands<const COUNT: usize>() -> [Hand; COUNT] {

@@ -1,6 +1,7 @@
 //! Requests and their pieces while they are under way, in tables that are allocated once.
 
 use super::sector_locks::{Access, Number};
+use super::syncs::SyncNumber;
 use crate::guest::Cursor;
 use crate::io::Tag;
 use crate::virtio::request::{Request, RequestKind, SectorRange};
@@ -21,6 +22,8 @@ pub(super) struct Active {
     pub(super) failure: Failure,
     /// Its number in the line for the locks of its next piece.
     pub(super) in_line: Option<Number>,
+    /// How many syncs of the volume had failed before its first one began, if it has any.
+    pub(super) failures_before: Option<u32>,
 }
 
 /// What is to be done about a request that failed.
@@ -51,6 +54,7 @@ impl Active {
             status: Status::Ok,
             failure: Failure::Final,
             in_line: None,
+            failures_before: None,
         };
         active.plan.finished = active.remaining().is_none() && active.request.kind != RequestKind::Flush;
         active
@@ -59,7 +63,7 @@ impl Active {
     /// Forgets what came of the request so far: all of it is to begin.
     pub(super) fn begin_again(&mut self) {
         self.plan = Plan::default();
-        (self.status, self.failure) = (Status::Ok, Failure::Final);
+        (self.status, self.failure, self.failures_before) = (Status::Ok, Failure::Final, None);
         self.in_backlog = true;
     }
 
@@ -115,8 +119,8 @@ pub(super) struct Piece {
     pub(super) range: SectorRange,
     /// Where its bytes begin in the request's data.
     pub(super) cursor: Cursor,
-    /// Whether it is a write that was to be durable: its failure may be the only word of an earlier one's.
-    pub(super) durable: bool,
+    /// Of a flush, or a write that is to be durable: its failure may be the only word of an earlier one's.
+    pub(super) sync: Option<SyncNumber>,
     /// How its sectors are locked.
     pub(super) lock: Option<Access>,
     /// Whether its sector is still being read, to be written back with a part of it changed.

@@ -7,11 +7,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::peers::Peers;
 use super::sector_locks::SectorLocks;
+use super::syncs::Syncs;
 use super::tables::Failure;
 use crate::cipher::Xts;
 use crate::geometry::{Geometry, SECTOR_BYTES, SectorNumber, SectorSize};
-use crate::guest::{Cursor, GuestBuffer};
+use crate::guest::{Cursor, GuestBuffer, InflightRegion};
 use crate::io::{Durability, Slot};
 use crate::virtio::request::SectorRange;
 
@@ -35,8 +37,9 @@ pub struct Volume {
     /// `None` for a volume that is not encrypted.
     xts: Option<Xts>,
     writeback: AtomicBool,
-    sync_failed: AtomicBool,
     on_error: OnError,
+    peers: Arc<Peers>,
+    syncs: Arc<Syncs>,
     /// On a disk whose blocks are smaller than its sectors: requests for parts of sectors come on no other.
     locks: Option<Arc<SectorLocks>>,
 }
@@ -46,15 +49,24 @@ impl Volume {
     pub fn new(geometry: Geometry, xts: Option<Xts>) -> Self {
         let sizes = xts.as_ref().map(|xts| (xts.sector_size(), geometry.sector_size));
         assert!(sizes.is_none_or(|(cipher, volume)| cipher == volume), "one sector size");
-        let (writeback, sync_failed) = (AtomicBool::new(true), AtomicBool::new(false));
-        Self { geometry, xts, writeback, sync_failed, on_error: OnError::Report, locks: None }
+        let peers = Arc::new(Peers::new());
+        Self {
+            geometry,
+            xts,
+            writeback: AtomicBool::new(true),
+            on_error: OnError::Report,
+            syncs: Arc::new(Syncs::new(Arc::clone(&peers))),
+            peers,
+            locks: None,
+        }
     }
 
     /// Lets requests consist of blocks of this size, which may be less than the sector size.
     pub fn with_logical_block(self, logical_block: SectorSize) -> Self {
         let sector_size = self.geometry.sector_size;
         let smaller = logical_block.bytes() < sector_size.bytes();
-        Self { locks: smaller.then(|| Arc::new(SectorLocks::new(sector_size))), ..self }
+        let locks = smaller.then(|| Arc::new(SectorLocks::new(sector_size, Arc::clone(&self.peers))));
+        Self { locks, ..self }
     }
 
     /// Sets what becomes of requests that storage fails.
@@ -119,17 +131,46 @@ impl Volume {
         if self.is_writeback() { Durability::Volatile } else { Durability::Durable }
     }
 
-    /// Whether an `fdatasync`, or a write that was to be durable, has failed. It may have dropped what it could not write, so none that follows can
-    /// promise anything: they all fail until the volume is opened anew.
+    /// Whether an `fdatasync`, or a write that was to be durable, has failed. It may have dropped what it could not
+    /// write, so none that follows can promise anything: they all fail until the volume is opened anew.
     pub fn has_sync_failed(&self) -> bool {
-        self.sync_failed.load(Ordering::Relaxed)
+        self.syncs.is_latched()
     }
 
     /// Remembers a failed `fdatasync` or durable write.
     pub fn latch_sync_failure(&self) {
-        if !self.sync_failed.swap(true, Ordering::Relaxed) {
-            tracing::error!("the volume failed to make writes durable: flushes fail until it is served anew");
-        }
+        self.syncs.latch();
+    }
+
+    /// Makes durable what the queues have written, by `sync`, from another thread than theirs. An error is final, as
+    /// any failed `fdatasync`.
+    ///
+    /// # Errors
+    /// Those of `sync`.
+    pub fn sync_with<E>(&self, sync: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        self.syncs.run(sync)
+    }
+
+    /// Has the word of a failed `fdatasync` outlive a crash, in that region; and learns whether a predecessor has left
+    /// it there.
+    pub fn keep_note_in(&self, region: Arc<InflightRegion>) {
+        self.syncs.keep_note_in(region);
+    }
+
+    /// Says that this process ends in good order: its successor serves the volume anew. The word of a failure that the
+    /// guest does not know of stays.
+    pub fn end_life(&self) {
+        self.syncs.end_life();
+    }
+
+    /// The workers of the volume.
+    pub(super) fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// The flushes and durable writes under way.
+    pub(super) fn syncs(&self) -> &Arc<Syncs> {
+        &self.syncs
     }
 
     /// Position on the backing volume of a position in the payload.

@@ -165,6 +165,11 @@ impl Guest {
         }
     }
 
+    /// The in-flight region.
+    pub fn region(&self) -> Arc<InflightRegion> {
+        Arc::clone(&self.region)
+    }
+
     /// Requests that the in-flight region says were taken and not answered.
     pub fn in_flight(&self) -> usize {
         let parts = (0..self.queues.len() as u16).filter_map(|queue| self.region.queue(queue));

@@ -1,6 +1,5 @@
 //! One guest, one disk, and the back ends that serve them one after the other, all of it decided by a seed.
 
-use std::cell::Cell;
 use std::iter::Sum;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -16,7 +15,7 @@ use sealblk::worker::{Disk, Volume, Worker, max_ops};
 
 use crate::guest::{Guest, MAX_DATA_BYTES, SLOTS, T_FLUSH, T_IN, T_OUT, T_WRITE_ZEROES};
 use crate::model::{Model, Random, SECTOR_BYTES, Version};
-use crate::mortal::{Died, Mortal, die};
+use crate::mortal::{Died, Life, Mortal};
 
 const SECTORS: usize = 128;
 const PAYLOAD_OFFSET: usize = 4096;
@@ -85,9 +84,7 @@ impl World {
         let mut random = Random(seed);
         let queues = 1 + random.below(2) as usize;
         let only_power_fails = random.one_in(3);
-        // A process that dies takes along that a sync has failed; its successor cannot know. With the power, what was
-        // at stake is lost as well.
-        let sync_failure_one_in = if only_power_fails && random.one_in(2) { 12 } else { 0 };
+        let sync_failure_one_in = if random.one_in(3) { 12 } else { 0 };
         let eio_one_in = if random.one_in(4) { 40 } else { 0 };
         let faults = Faults {
             seed: random.next(),
@@ -148,8 +145,7 @@ impl World {
     }
 
     /// A process that takes over, for as long as it lives.
-    fn workers(&mut self, calls: u32) -> Workers {
-        let calls_left = Rc::new(Cell::new(calls));
+    fn workers(&mut self, life: &Rc<Life>) -> Workers {
         let geometry = Geometry {
             sector_size: self.sector_size,
             payload_offset_bytes: PAYLOAD_OFFSET as u64,
@@ -159,11 +155,12 @@ impl World {
         let volume = Volume::new(geometry, Some(xts(&self.key, self.sector_size)));
         let volume = Arc::new(volume.with_logical_block(logical_block));
         volume.set_writeback(!self.write_through);
+        volume.keep_note_in(self.guest.region());
         let view = DiskView { geometry, logical_block, read_only: false, discard: false };
         let workers = self.outstanding.iter().map(|_| {
             let slots = SlotPool::new(POOL).expect("memory for slots");
             let engine = Sim::new(self.disk.clone(), max_ops(&slots)).expect("an engine");
-            let engine = Mortal { engine, calls_left: Rc::clone(&calls_left) };
+            let engine = Mortal::new(engine, life);
             Worker::new(Disk { volume: Arc::clone(&volume), view, serial: [0; 20] }, engine, slots)
         });
         workers.collect()
@@ -177,9 +174,10 @@ impl World {
 
     /// Serves the guest until the process dies after so many calls of its engines.
     fn live_and_die(&mut self, calls: u32) {
-        let mut workers = self.workers(calls);
-        let life = AssertUnwindSafe(|| {
-            // Moved in here, so that it goes down with the process.
+        let life = Life::of_calls(calls, self.guest.region());
+        let mut workers = self.workers(&life);
+        let live = AssertUnwindSafe(|| {
+            // Moved in here, so that they go down with the process.
             let mut workers = std::mem::take(&mut workers);
             self.start(&mut workers);
             loop {
@@ -192,14 +190,15 @@ impl World {
                 }
                 if self.random.one_in(200) {
                     // Between two turns.
-                    die();
+                    life.end();
                 }
             }
         });
-        let Err(end) = catch_unwind(life);
+        let Err(end) = catch_unwind(live);
         if !end.is::<Died>() {
             resume_unwind(end);
         }
+        life.bury();
     }
 
     fn turn(&mut self, workers: &mut Workers) {
@@ -227,7 +226,8 @@ impl World {
 
     /// Everything is answered in the end, and the disk holds what the guest knows.
     fn end_well(&mut self) {
-        let mut workers = self.workers(u32::MAX);
+        let life = Life::of_calls(u32::MAX, self.guest.region());
+        let mut workers = self.workers(&life);
         self.start(&mut workers);
         let mut turns = 0;
         while self.outstanding.iter().flatten().any(Option::is_some) {

@@ -19,8 +19,9 @@ fn start(worker: &mut Worker<Sim>, driver: &Driver, region: &Arc<InflightRegion>
     worker.start_queue(QueueSetup { tracking, enabled, ..setup(driver) }).unwrap();
 }
 
-/// Replaces the worker by another, wherever it is. What it has not yet done it never will.
+/// Replaces the worker by one of another process, wherever it is. What it has not yet done it never will.
 fn die(rig: &mut Rig, region: &Arc<InflightRegion>, enabled: bool) {
+    rig.volume = Arc::new(Volume::new(*rig.volume.geometry(), Some(xts())));
     let mut successor = worker(&rig.volume, &rig.disk);
     start(&mut successor, &rig.driver, region, enabled);
     std::mem::forget(std::mem::replace(&mut rig.worker, successor));

@@ -195,3 +195,32 @@ fn errors_are_held_blocking() {
     held("blocking", "EIO", "writeback");
     held("blocking", "ENOSPC", "writethrough");
 }
+
+#[test]
+#[ignore = "needs nbdfuse and the right to mount"]
+fn a_process_that_is_killed_leaves_word_of_a_failed_flush() {
+    let (faulty, mut backend) = disk("EIO", &[]);
+    let setup = Setup { keeps_inflight: true, ..Setup::default() };
+    let mut frontend = Frontend::with(backend.socket(), setup);
+    frontend.run(&Request::write(8, &pattern(7, 4096))).ok();
+    faulty.fail("flush", true);
+    frontend.run(&Request::flush()).failed(1);
+    faulty.fail("flush", false);
+    backend.kill();
+    backend.start_again();
+    frontend = frontend.resume(backend.socket());
+    frontend.run(&Request::flush()).failed(1);
+    frontend.run(&Request::write(8, &pattern(8, 4096))).ok();
+    assert!(
+        backend.stderr().contains("the last process died after the volume had failed"),
+        "{}",
+        backend.stderr()
+    );
+    backend.signal_term();
+    assert_eq!(backend.wait().code(), Some(1), "it cannot say that all is durable");
+    // Its end was in good order, and the guest knows: now the volume is served anew.
+    backend.start_again();
+    frontend = frontend.resume(backend.socket());
+    frontend.run(&Request::flush()).ok();
+    assert!(frontend.run(&Request::read(8, 4096)).ok() == pattern(8, 4096));
+}
