@@ -84,7 +84,7 @@ impl World {
         let mut random = Random(seed);
         let queues = 1 + random.below(2) as usize;
         let only_power_fails = random.one_in(3);
-        let sync_failure_one_in = if random.one_in(3) { 12 } else { 0 };
+        let sync_failure_one_in = if random.one_in(3) { 4 } else { 0 };
         let eio_one_in = if random.one_in(4) { 40 } else { 0 };
         let faults = Faults {
             seed: random.next(),
@@ -184,6 +184,10 @@ impl World {
                 if self.random.one_in(3) {
                     self.send();
                 }
+                if self.random.one_in(40) {
+                    // All queues at once: storage may fail one of them.
+                    (0..self.outstanding.len()).for_each(|queue| self.send_to(queue, Some(T_FLUSH)));
+                }
                 self.turn(&mut workers);
                 if self.random.one_in(3) {
                     self.take_answers();
@@ -248,12 +252,17 @@ impl World {
         self.model.check_live(0..SECTORS, &disk);
     }
 
-    /// The guest sends a request, if it has a slot and the sectors are free.
+    /// The guest sends a request to some queue.
     fn send(&mut self) {
         let queue = self.random.below(self.outstanding.len() as u64) as usize;
+        self.send_to(queue, None);
+    }
+
+    /// The guest sends a request, of any kind if none is given, if it has a slot and the sectors are free.
+    fn send_to(&mut self, queue: usize, kind: Option<u32>) {
+        const KINDS: [u32; 8] = [T_OUT, T_OUT, T_OUT, T_OUT, T_IN, T_IN, T_WRITE_ZEROES, T_FLUSH];
         let Some(slot) = self.outstanding[queue].iter().position(Option::is_none) else { return };
-        let kind =
-            [T_OUT, T_OUT, T_OUT, T_OUT, T_IN, T_IN, T_WRITE_ZEROES, T_FLUSH][self.random.below(8) as usize];
+        let kind = kind.unwrap_or_else(|| KINDS[self.random.below(8) as usize]);
         let first = self.random.below(SECTORS as u64) as usize;
         let most = if self.random.one_in(8) { MAX_REQUEST_SECTORS } else { 10 };
         let most = 1 + self.random.below(most) as usize;
