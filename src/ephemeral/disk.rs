@@ -119,18 +119,29 @@ impl Disk {
         if format != DiskFormat::Luks2 || matches!(self.place, Place::File(_)) {
             return Ok(true);
         }
-        let OpenedVolume { file, size_bytes, .. } = open_beside_others(&self.path, false)?;
-        let header = identify(&file, size_bytes)
+        let opened = open_beside_others(&self.path, false).map_err(|error| self.not_opened(error))?;
+        let header = identify(&opened.file, opened.size_bytes)
             .map_err(|source| VolumeError::Open { path: self.path.clone(), source })?;
         Ok(header.is_some_and(|header| header.uuid == self.uuid))
     }
 
     /// Locks the disk, so that nobody begins to serve it.
     pub(super) fn claim(self) -> Result<ClaimedDisk, EphemeralError> {
-        let volume = open_volume(&VolumeConfig { path: self.path.clone(), read_only: false, direct: false })?;
+        let config = VolumeConfig { path: self.path.clone(), read_only: false, direct: false };
+        let volume = open_volume(&config).map_err(|error| self.not_opened(error))?;
         let claimed = ClaimedDisk { disk: self, volume };
         claimed.check()?;
         Ok(claimed)
+    }
+
+    /// Why a disk that is there cannot be opened. What LVM knows of and has no device for is switched off.
+    fn not_opened(&self, error: VolumeError) -> EphemeralError {
+        match (&self.place, error) {
+            (Place::Lvm(_), VolumeError::Open { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                EphemeralError::Inactive { place: self.place.clone() }
+            }
+            (_, error) => error.into(),
+        }
     }
 }
 

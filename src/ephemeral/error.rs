@@ -28,6 +28,12 @@ pub enum EphemeralError {
     /// The disk cannot be opened, or somebody has it.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// The logical volume has no device.
+    #[error("{place} is not active: `lvchange --activate y {place}`")]
+    Inactive {
+        /// The logical volume.
+        place: Place,
+    },
     /// The header cannot be made or written.
     #[error(transparent)]
     Header(#[from] EditError),

@@ -20,7 +20,8 @@ pub(in crate::cli) fn ephemeral_exit(error: &EphemeralError) -> Exit {
         | EphemeralError::SectorsTooSmall { .. }
         | EphemeralError::TooLong { .. }
         | EphemeralError::Ambiguous { .. } => Exit::Usage,
-        EphemeralError::NoAttributes { .. }
+        EphemeralError::Inactive { .. }
+        | EphemeralError::NoAttributes { .. }
         | EphemeralError::NothingThere { .. }
         | EphemeralError::NotEphemeral { .. } => Exit::Volume,
         EphemeralError::ChangedMeanwhile { .. } => Exit::VolumeLocked,

@@ -172,6 +172,23 @@ fn without_lvm_its_disks_are_unknown_and_their_keys_can_be_destroyed() {
 }
 
 #[test]
+fn a_volume_without_its_device_is_to_be_activated() {
+    let bench = Bench::with_lvm();
+    bench.ok("ephemeral create --size 1M --lvm vg0/x");
+    // As `lvchange --activate n` would.
+    fs::rename(bench.path("lvm/vg0/x"), bench.path("device")).unwrap();
+    let listing = bench.ok("ephemeral list");
+    let told = "vg0/x is not active: `lvchange --activate y vg0/x`";
+    assert_eq!(
+        (&listing["disks"][0]["state"], &listing["disks"][0]["problem"]),
+        (&"unknown".into(), &told.into())
+    );
+    bench.keystore_run("ephemeral destroy --lvm vg0/x --yes").refused(VOLUME, &[told]);
+    fs::rename(bench.path("device"), bench.path("lvm/vg0/x")).unwrap();
+    assert_eq!(bench.states(), ["whole"]);
+}
+
+#[test]
 fn killed_while_lvm_is_at_work() {
     let bench = Bench::with_lvm();
     let killed = |arguments: &str, when: &str| {
