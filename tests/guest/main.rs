@@ -14,6 +14,7 @@
 mod control;
 mod device;
 mod dm_crypt;
+mod ephemeral;
 mod filesystem;
 mod harness;
 mod luks;

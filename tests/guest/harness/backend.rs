@@ -36,7 +36,7 @@ impl BackEnd {
         assert_eq!(Self::chosen(), Self::Sealblk, "only sealblk can pass this test: {reason}");
     }
 
-    fn program(self) -> PathBuf {
+    pub(crate) fn program(self) -> PathBuf {
         // Cargo sets the variable for a package with such a binary.
         match (self, option_env!("CARGO_BIN_EXE_sealblk")) {
             (Self::Sealblk, Some(path)) => path.into(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::backend::Served;
@@ -60,6 +61,19 @@ impl Guest {
     /// Attaches a file as it is, served by QEMU itself.
     pub(crate) fn raw_disk(self, file: &Path) -> Self {
         self.option("--raw", file.display())
+    }
+
+    /// Attaches a disk with programs of this machine, and the libraries that they are linked to.
+    pub(crate) fn programs_disk(self, programs: &[&Path]) -> Self {
+        let (tree, image) = (self.folder.join("programs"), self.folder.join("programs.img"));
+        let output = Command::new(source("tests/guest/image/copy-programs"))
+            .arg("--disk")
+            .args([&image, &tree])
+            .args(programs)
+            .output()
+            .expect("the script can be started");
+        assert!(output.status.success(), "{output:?}");
+        self.raw_disk(&image)
     }
 
     /// Attaches the disk that `run_fio` needs.
