@@ -13,6 +13,7 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 mod bench;
+mod control;
 mod convert;
 mod ephemeral;
 mod headers;

@@ -16,25 +16,34 @@ const URING_UNAVAILABLE: i32 = 7;
 const QUIET: &str = "--log-level error";
 
 /// A server that runs, and is ended with the test.
-struct Running(Child);
+pub(super) struct Running(Child);
 
 impl Running {
-    fn start(bench: &Bench, arguments: &str) -> Self {
+    pub(super) fn start(bench: &Bench, arguments: &str) -> Self {
         let mut command = Command::new(PROGRAM);
         command.args(arguments.split_ascii_whitespace()).current_dir(&bench.folder);
         Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
+    pub(super) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// SIGTERM, and how the process ends.
-    fn terminate(mut self) -> i32 {
+    pub(super) fn terminate(self) -> i32 {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.end()
+    }
+
+    /// How the process ends, which it has been told to.
+    pub(super) fn end(mut self) -> i32 {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status.code().expect("ends by itself");
             }
-            assert!(Instant::now() < deadline, "ignores SIGTERM");
+            assert!(Instant::now() < deadline, "does not end");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -47,7 +56,7 @@ impl Drop for Running {
     }
 }
 
-fn wait_for(what: impl Fn() -> bool) {
+pub(super) fn wait_for(what: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !what() {
         assert!(Instant::now() < deadline, "in vain");
