@@ -195,7 +195,9 @@ pub(super) fn key_exit(error: &KeyError) -> Exit {
 
 pub(super) fn volume_exit(error: &VolumeError) -> Exit {
     match error {
-        VolumeError::Locked { .. } | VolumeError::Claimed { .. } => Exit::VolumeLocked,
+        VolumeError::Locked { .. } | VolumeError::Claimed { .. } | VolumeError::Interrupted { .. } => {
+            Exit::VolumeLocked
+        }
         _ => Exit::Volume,
     }
 }

@@ -70,7 +70,8 @@ pub fn serve(mut config: ServeConfig) -> Result<(), ServeError> {
     desk.heed_hangups(&inbox).map_err(ServeError::Session)?;
     let stop = StopSignal::install(inbox).map_err(ServeError::Session)?;
     fault::end_on_memory_fault().map_err(ServeError::Session)?;
-    let tenure = Tenure::new(opened.volume, config.volume.clone(), config.incoming);
+    let watch = stop.watch().map_err(ServeError::Session)?;
+    let tenure = Tenure::new(opened.volume, config.volume.clone(), config.incoming, watch);
     let extent = opened.unlocked.extent;
     let on_error = match config.on_error {
         ErrorPolicy::Report => OnError::Report,

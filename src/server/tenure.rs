@@ -22,6 +22,7 @@ use std::time::Duration;
 use rustix::fs::{Advice, FlockOperation, SeekFrom};
 
 use super::config::VolumeConfig;
+use super::stop::StopWatch;
 use super::volume_file::{BUSY_PATIENCE, OpenedVolume, VolumeError, reopen_idle, reopen_locked};
 use crate::format::header_lock;
 use crate::worker::{QueueThread, WorkerGone};
@@ -45,6 +46,8 @@ pub(super) struct Tenure {
     config: VolumeConfig,
     /// The size that the disk's was made from.
     size_bytes: u64,
+    /// What ends a wait for the volume early.
+    stop: StopWatch,
     state: Mutex<State>,
 }
 
@@ -58,10 +61,15 @@ struct State {
 
 impl Tenure {
     /// Of a volume that is held, or that a VM is expected for within so much time after its first ring starts.
-    pub(super) fn new(opened: OpenedVolume, config: VolumeConfig, incoming: Option<Duration>) -> Self {
+    pub(super) fn new(
+        opened: OpenedVolume,
+        config: VolumeConfig,
+        incoming: Option<Duration>,
+        stop: StopWatch,
+    ) -> Self {
         let volume = Arc::new(OwnedFd::from(opened.file));
         let state = State { volume, held: incoming.is_none(), patience: incoming.unwrap_or(BUSY_PATIENCE) };
-        Self { config, size_bytes: opened.size_bytes, state: Mutex::new(state) }
+        Self { config, size_bytes: opened.size_bytes, stop, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -92,13 +100,16 @@ impl Tenure {
         Ok(())
     }
 
-    /// Takes the volume, if it is not held, and gives it to the threads. No ring runs then.
+    /// Takes the volume, if it is not held, and gives it to the threads. No ring runs then. A wait for whoever has it
+    /// ends when it is time to stop.
     pub(super) fn take(&self, threads: &[QueueThread]) -> Result<(), TenureError> {
         let mut state = self.state();
         if state.held {
             return Ok(());
         }
-        let opened = reopen_locked(&state.volume, &self.config, state.patience)?;
+        // A wait that fails is no reason to wait less long.
+        let pause = |time| self.stop.pause(time).unwrap_or(true);
+        let opened = reopen_locked(&state.volume, &self.config, state.patience, &pause)?;
         if opened.size_bytes < self.size_bytes {
             let (path, expected_bytes) = (self.config.path.clone(), self.size_bytes);
             return Err(TenureError::Shrunk { path, expected_bytes, size_bytes: opened.size_bytes });

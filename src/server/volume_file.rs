@@ -77,6 +77,12 @@ pub enum VolumeError {
         /// Whether it was to be read only, hence the other is not.
         read_only: bool,
     },
+    /// Another process serves it, and there was no time to wait for its end.
+    #[error("volume {path} is in use by another process, and this one was told to end")]
+    Interrupted {
+        /// The volume.
+        path: PathBuf,
+    },
     /// The kernel has it: mounted, or part of another device.
     #[error("volume {path} is mounted, or claimed by another device or process")]
     Claimed {
@@ -130,7 +136,12 @@ pub enum VolumeError {
 /// # Errors
 /// See [`VolumeError`].
 pub fn open_volume(config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
-    open_at(&config.path, config, Access::Locked { patience: BUSY_PATIENCE })
+    open_at(&config.path, config, Access::Locked { patience: BUSY_PATIENCE, pause: &sleep })
+}
+
+fn sleep(time: Duration) -> bool {
+    thread::sleep(time);
+    true
 }
 
 /// Opens a volume that another process serves until the guest goes on here: for reading only, without a lock. That it
@@ -141,12 +152,13 @@ pub fn open_volume(config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
 pub fn open_incoming(config: &VolumeConfig) -> Result<OpenedVolume, VolumeError> {
     let volume = open_at(&config.path, config, Access::Idle)?;
     if !config.read_only {
-        open_file(&descriptor_path(&volume.file), config, 0, &mut Patience::new(Duration::ZERO))?;
+        open_file(&descriptor_path(&volume.file), config, 0, &mut Patience::new(Duration::ZERO, &sleep))?;
     }
     Ok(volume)
 }
 
-/// Opens the volume behind an open file anew, to serve it, and locks it. Others may have it for so long.
+/// Opens the volume behind an open file anew, to serve it, and locks it. Others may have it for so long; in that time
+/// `pause` waits for a moment, and says whether to wait on.
 ///
 /// # Errors
 /// See [`VolumeError`].
@@ -154,8 +166,9 @@ pub(super) fn reopen_locked(
     volume: &impl AsRawFd,
     config: &VolumeConfig,
     patience: Duration,
+    pause: Pause<'_>,
 ) -> Result<OpenedVolume, VolumeError> {
-    open_at(&descriptor_path(volume), config, Access::Locked { patience })
+    open_at(&descriptor_path(volume), config, Access::Locked { patience, pause })
 }
 
 /// Opens the volume behind an open file anew, for reading only and without a lock.
@@ -171,26 +184,28 @@ fn descriptor_path(file: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
+/// A wait, which says whether to go on waiting.
+type Pause<'a> = &'a dyn Fn(Duration) -> bool;
+
 /// What a volume is opened for.
 #[derive(Clone, Copy)]
-enum Access {
+enum Access<'a> {
     /// To be served: locked, and written unless that was declined.
-    Locked { patience: Duration },
+    Locked { patience: Duration, pause: Pause<'a> },
     /// To be looked at.
     Idle,
 }
 
 /// Opens the configured volume at `place`: its path, or one that leads to the same file.
-fn open_at(place: &Path, config: &VolumeConfig, access: Access) -> Result<OpenedVolume, VolumeError> {
+fn open_at(place: &Path, config: &VolumeConfig, access: Access<'_>) -> Result<OpenedVolume, VolumeError> {
     let path = &config.path;
     // Looked at before it is opened, since opening alone can wait (FIFO) or do things (tape, watchdog).
     let found = fs::metadata(place).map_err(|source| VolumeError::Open { path: path.clone(), source })?;
     check_kind(path, found.file_type())?;
-    let (patience, read_only) = match access {
-        Access::Locked { patience } => (patience, config.read_only),
-        Access::Idle => (Duration::ZERO, true),
+    let (mut patience, read_only) = match access {
+        Access::Locked { patience, pause } => (Patience::new(patience, pause), config.read_only),
+        Access::Idle => (Patience::new(Duration::ZERO, &sleep), true),
     };
-    let mut patience = Patience::new(patience);
     let exclusive = !read_only && found.file_type().is_block_device();
     let opened_for = VolumeConfig { read_only, ..config.clone() };
     let mut file = open_file(place, &opened_for, if exclusive { libc::O_EXCL } else { 0 }, &mut patience)?;
@@ -277,7 +292,7 @@ fn open_file(
     place: &Path,
     config: &VolumeConfig,
     flags: libc::c_int,
-    patience: &mut Patience,
+    patience: &mut Patience<'_>,
 ) -> Result<File, VolumeError> {
     let flags = flags | if config.direct { libc::O_DIRECT } else { 0 };
     let path = config.path.clone();
@@ -289,6 +304,7 @@ fn open_file(
         };
         return Err(match source.kind() {
             ErrorKind::ResourceBusy if patience.lasts(|| claimant(place)) => continue,
+            ErrorKind::ResourceBusy if patience.interrupted => VolumeError::Interrupted { path },
             ErrorKind::ResourceBusy => VolumeError::Claimed { path },
             ErrorKind::InvalidInput if config.direct => VolumeError::DirectUnsupported { path },
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
@@ -301,13 +317,16 @@ fn open_file(
     }
 }
 
-fn lock(config: &VolumeConfig, file: &File, patience: &mut Patience) -> Result<(), VolumeError> {
+fn lock(config: &VolumeConfig, file: &File, patience: &mut Patience<'_>) -> Result<(), VolumeError> {
     let path = || config.path.clone();
     loop {
         let locked = if config.read_only { file.try_lock_shared() } else { file.try_lock() };
         match locked {
             Ok(()) => return Ok(()),
             Err(TryLockError::WouldBlock) if patience.lasts(|| locker(file)) => {}
+            Err(TryLockError::WouldBlock) if patience.interrupted => {
+                return Err(VolumeError::Interrupted { path: path() });
+            }
             Err(TryLockError::WouldBlock) => {
                 return Err(VolumeError::Locked { path: path(), read_only: config.read_only });
             }
@@ -317,16 +336,18 @@ fn lock(config: &VolumeConfig, file: &File, patience: &mut Patience) -> Result<(
 }
 
 /// Waiting for a busy volume.
-#[derive(Debug)]
-struct Patience {
+struct Patience<'a> {
     with_the_living: Duration,
+    pause: Pause<'a>,
     since: Option<Instant>,
     told: bool,
+    /// There was more patience, but no time.
+    interrupted: bool,
 }
 
-impl Patience {
-    fn new(with_the_living: Duration) -> Self {
-        Self { with_the_living, since: None, told: false }
+impl<'a> Patience<'a> {
+    fn new(with_the_living: Duration, pause: Pause<'a>) -> Self {
+        Self { with_the_living, pause, since: None, told: false, interrupted: false }
     }
 
     /// Whether to try again, after a pause that this makes.
@@ -343,8 +364,8 @@ impl Patience {
                 );
             }
         }
-        thread::sleep(BUSY_RETRY_INTERVAL);
-        true
+        self.interrupted = !(self.pause)(BUSY_RETRY_INTERVAL);
+        !self.interrupted
     }
 }
 

@@ -194,6 +194,25 @@ fn a_guest_that_arrives_early_waits() {
 }
 
 #[test]
+fn a_server_that_waits_for_the_volume_ends_when_told_to() {
+    let source = Serve::encrypted().start();
+    let mut target = destination(&source, 3600, &[]);
+    let frontend = Frontend::connect(source.socket());
+    let arriving = waiting(&target);
+    let mut wire = arriving.wire();
+    {
+        let kick = arriving.rings[0].kick.borrow();
+        wire.send(SET_VRING_KICK, NEED_REPLY, &words(&[0]), &[fd::borrow(&*kick)]);
+    }
+    assert_eq!(wire.reply_within(SILENCE), Reply::Silence);
+    target.terminate();
+    assert_eq!(wire.reply(), Reply::Message(SET_VRING_KICK, [1, 0, 0, 0, 0, 0, 0, 0].into()));
+    assert_eq!(wire.reply(), Reply::Closed);
+    assert!(target.stderr().contains("and this one was told to end"), "{}", target.stderr());
+    write(&frontend, 1);
+}
+
+#[test]
 fn a_server_that_died_is_succeeded_by_one_that_waits() {
     let mut source = Serve::encrypted().start();
     let mut target = destination(&source, 0, &[]);
