@@ -14,7 +14,7 @@ use crate::geometry::{Geometry, SectorSize};
 use crate::guest::{InflightRegion, Remembered};
 use crate::virtio::DiskView;
 use crate::virtio::wire::{self, ConfigFields, feature};
-use crate::worker::{Disk, QueueThread};
+use crate::worker::{Disk, QueueThread, WorkerGone};
 
 /// The served disk, the same for every front end. The main thread changes it; those of the control socket look.
 #[derive(Debug)]
@@ -99,9 +99,11 @@ impl Device {
         Ok((self.extent, geometry.capacity_bytes))
     }
 
-    /// Shows front ends a larger disk. The queues know of it already.
-    pub(super) fn grow(&self, capacity_bytes: u64) {
+    /// Makes the disk larger: first for the queues, then for front ends.
+    pub(super) fn grow(&self, capacity_bytes: u64, threads: &[QueueThread]) -> Result<(), WorkerGone> {
+        threads.iter().try_for_each(|thread| thread.grow(capacity_bytes))?;
         self.capacity_bytes.store(capacity_bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The volume as operators see it.
@@ -211,9 +213,26 @@ impl Device {
         synced
     }
 
-    /// The volume, held or let go of.
-    pub(super) fn tenure(&self) -> &Tenure {
-        &self.tenure
+    /// Takes the volume, if it is not held. Where the guest was before, it may have been shown a larger disk: the disk
+    /// grows with the volume.
+    ///
+    /// # Errors
+    /// When the volume cannot be had.
+    pub(super) fn take(&self, threads: &[QueueThread]) -> Result<(), TenureError> {
+        if !self.tenure.take(threads)? {
+            return Ok(());
+        }
+        match self.measure() {
+            Ok((PayloadExtent::WholeVolume, capacity_bytes)) if capacity_bytes > self.capacity_bytes() => {
+                tracing::info!(capacity_bytes, "the disk has grown since this process has seen it");
+                Ok(self.grow(capacity_bytes, threads)?)
+            }
+            Ok(_) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, "the disk keeps its size");
+                Ok(())
+            }
+        }
     }
 
     /// Lets go of the volume, once everything written is durable: whoever takes it cannot know otherwise what is not.

@@ -119,7 +119,8 @@ impl Reception<'_> {
                 continue;
             }
             match messages.handle_request() {
-                Ok(()) => {}
+                // What has started a ring may have taken a larger volume.
+                Ok(()) => drop(locked(session).tell_of_growth()),
                 Err(VhostUserError::Disconnected) => return Ok(End::Disconnected),
                 // The front end has been told, if it asked to be.
                 Err(VhostUserError::ReqHandlerError(error)) => {

@@ -76,7 +76,10 @@ fn drain(
 /// Ends a drain.
 fn resume(device: &Device, session: Option<&mut Session<'_>>) -> Result<Value, Fault> {
     device.set_drained(false);
-    session.map_or(Ok(()), Session::proceed).map_err(Fault::failed)?;
+    if let Some(session) = session {
+        session.proceed().map_err(Fault::failed)?;
+        session.tell_of_growth();
+    }
     Ok(json!({ "drained": false }))
 }
 
@@ -103,9 +106,8 @@ fn resize(
     }
     let mut vmm_told = false;
     if capacity_bytes > before_bytes {
-        threads.iter().try_for_each(|thread| thread.grow(capacity_bytes)).map_err(Fault::failed)?;
-        device.grow(capacity_bytes);
-        vmm_told = session.is_some_and(|session| session.tell_of_config_change());
+        device.grow(capacity_bytes, threads).map_err(Fault::failed)?;
+        vmm_told = session.is_some_and(Session::tell_of_growth);
         tracing::info!(before_bytes, capacity_bytes, vmm_told, "the disk has grown");
     }
     Ok(Resized { before_bytes, capacity_bytes, vmm_told })

@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::tenure::{Tenure, TenureError};
+use super::device::Device;
+use super::tenure::TenureError;
 use crate::guest::{DirtyLog, GuestMemory, InflightRegion};
 use crate::virtio::{RingAddresses, RingError, RingSetup, Tracking};
 use crate::worker::{QueueError, QueueSetup, QueueThread, WorkerGone};
@@ -83,7 +84,7 @@ pub(super) struct RingFeatures {
 #[derive(Debug)]
 pub(super) struct Rings<'a> {
     threads: &'a [QueueThread],
-    tenure: &'a Tenure,
+    device: &'a Device,
     rings: Vec<Ring>,
     pub(super) features: RingFeatures,
     /// Where requests under way are noted. It outlives resets of the device.
@@ -93,10 +94,11 @@ pub(super) struct Rings<'a> {
 }
 
 impl<'a> Rings<'a> {
-    /// Rings that nothing is known of yet. `halted` ones run only after [`proceed`](Self::proceed).
-    pub(super) fn new(threads: &'a [QueueThread], tenure: &'a Tenure, halted: bool) -> Self {
+    /// Rings that nothing is known of yet. Those of a drained disk run only after [`proceed`](Self::proceed).
+    pub(super) fn new(threads: &'a [QueueThread], device: &'a Device) -> Self {
+        let halted = device.is_drained();
         let rings = threads.iter().map(|_| Ring { halted, ..Ring::default() }).collect();
-        Self { threads, tenure, rings, features: RingFeatures::default(), inflight: None, log: None }
+        Self { threads, device, rings, features: RingFeatures::default(), inflight: None, log: None }
     }
 
     pub(super) fn get_mut(&mut self, index: usize) -> Option<(&mut Ring, &'a QueueThread)> {
@@ -175,7 +177,7 @@ impl<'a> Rings<'a> {
             tracking,
             log: self.log.clone(),
         };
-        self.tenure.take(self.threads)?;
+        self.device.take(self.threads)?;
         self.threads[index].start(setup)??;
         ring.running = true;
         tracing::debug!(

@@ -38,6 +38,8 @@ pub(super) struct Session<'a> {
     acked_protocol: VhostUserProtocolFeatures,
     /// Where the front end hears from us unasked.
     channel: Option<BackendChannel>,
+    /// The size of the disk when the front end was told last that the configuration has changed, or has come.
+    told_bytes: u64,
 }
 
 impl<'a> Session<'a> {
@@ -46,7 +48,7 @@ impl<'a> Session<'a> {
         if let Err(error) = device.set_writeback(false) {
             tracing::warn!(%error, "what was written before this VMM connected may not be durable");
         }
-        let rings = Rings::new(threads, device.tenure(), device.is_drained());
+        let rings = Rings::new(threads, device);
         let acked_protocol = VhostUserProtocolFeatures::empty();
         Self {
             device,
@@ -56,6 +58,7 @@ impl<'a> Session<'a> {
             acked_features: 0,
             acked_protocol,
             channel: None,
+            told_bytes: device.capacity_bytes(),
         }
     }
 

@@ -100,12 +100,12 @@ impl Tenure {
         Ok(())
     }
 
-    /// Takes the volume, if it is not held, and gives it to the threads. No ring runs then. A wait for whoever has it
-    /// ends when it is time to stop.
-    pub(super) fn take(&self, threads: &[QueueThread]) -> Result<(), TenureError> {
+    /// Takes the volume, if it is not held, and gives it to the threads; returns whether it was not. No ring runs then. A
+    /// wait for whoever has it ends when it is time to stop.
+    pub(super) fn take(&self, threads: &[QueueThread]) -> Result<bool, TenureError> {
         let mut state = self.state();
         if state.held {
-            return Ok(());
+            return Ok(false);
         }
         // A wait that fails is no reason to wait less long.
         let pause = |time| self.stop.pause(time).unwrap_or(true);
@@ -114,9 +114,6 @@ impl Tenure {
             let (path, expected_bytes) = (self.config.path.clone(), self.size_bytes);
             return Err(TenureError::Shrunk { path, expected_bytes, size_bytes: opened.size_bytes });
         }
-        if opened.size_bytes > self.size_bytes {
-            tracing::warn!("the volume has grown; the guest sees its old size");
-        }
         // What the page cache has was read when somebody else could write.
         let _ = rustix::fs::fadvise(&opened.file, 0, None, Advice::DontNeed);
         // As at the start: no harm where there are no such locks.
@@ -124,7 +121,7 @@ impl Tenure {
         self.hand_out(&mut state, opened, threads)?;
         (state.held, state.patience) = (true, BUSY_PATIENCE);
         tracing::info!(volume = %self.config.path.display(), "the volume is ours: the guest goes on here");
-        Ok(())
+        Ok(true)
     }
 
     /// Lets go of the volume, if it is held: everything on it is durable, and no ring runs.

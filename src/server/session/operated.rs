@@ -38,9 +38,12 @@ impl Session<'_> {
         }
     }
 
-    /// Tells the front end to read the configuration space again. Returns whether it was told.
-    pub(in crate::server) fn tell_of_config_change(&mut self) -> bool {
-        self.acked_protocol.contains(VhostUserProtocolFeatures::CONFIG)
+    /// Tells the front end to read the configuration space again, if the disk has grown. Returns whether it was told.
+    pub(in crate::server) fn tell_of_growth(&mut self) -> bool {
+        let capacity_bytes = self.device.capacity_bytes();
+        let has_grown = std::mem::replace(&mut self.told_bytes, capacity_bytes) != capacity_bytes;
+        has_grown
+            && self.acked_protocol.contains(VhostUserProtocolFeatures::CONFIG)
             && self.channel.as_ref().is_some_and(BackendChannel::tell_of_config_change)
     }
 }

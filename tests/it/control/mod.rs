@@ -1,6 +1,7 @@
 //! What the operator asks over the control socket, seen from there and from the guest.
 
 mod drain;
+mod leaving;
 mod protocol;
 mod resize;
 mod takeover;

@@ -12,16 +12,16 @@ use crate::harness::*;
 
 const MIB: u64 = 1 << 20;
 
-fn set_size(backend: &Backend, bytes: u64) {
+pub(super) fn set_size(backend: &Backend, bytes: u64) {
     OpenOptions::new().write(true).open(&backend.volume.image).unwrap().set_len(bytes).unwrap();
 }
 
-fn listening() -> Setup {
+pub(super) fn listening() -> Setup {
     Setup { listens: true, ..Setup::default() }
 }
 
 /// The next message of the back end: its header.
-fn heard(frontend: &Frontend) -> [u8; 12] {
+pub(super) fn heard(frontend: &Frontend) -> [u8; 12] {
     let mut channel = frontend.channel.as_ref().unwrap();
     assert!(poll_readable(channel.as_fd(), PATIENCE), "the back end is silent");
     let mut header = [0; 12];
@@ -33,12 +33,12 @@ fn is_silent(frontend: &Frontend) -> bool {
     !poll_readable(frontend.channel.as_ref().unwrap().as_fd(), std::time::Duration::ZERO)
 }
 
-fn capacity(frontend: &mut Frontend) -> u64 {
+pub(super) fn capacity(frontend: &mut Frontend) -> u64 {
     u64::from_le_bytes(frontend.config(0, 8).unwrap().try_into().unwrap()) * 512
 }
 
 /// CONFIG_CHANGE_MSG, version 1, no body.
-const CONFIG_CHANGE: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+pub(super) const CONFIG_CHANGE: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 
 #[test]
 fn a_disk_grows_while_it_is_used() {
