@@ -31,6 +31,8 @@ mod outage;
 mod owned_file;
 mod reference;
 mod registry;
+#[cfg(feature = "tls")]
+pub mod remote;
 mod scheme;
 mod secret;
 

@@ -1,0 +1,23 @@
+//! Key managers on the network against real servers, started here on loopback with throw-away credentials, and against
+//! one that misbehaves.
+//!
+//! Needs `scripts/install-tools key-servers`, hence the feature `key-server-tests`.
+#![allow(unreachable_pub, missing_docs, reason = "a test binary has no outside")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where its expectations do")]
+
+mod pki;
+mod server;
+
+/// A missing server would be noticed in every test; here it is named.
+#[test]
+fn the_servers_are_installed() {
+    server::program("kmip", "pykmip-server");
+}
+
+/// What each test stands on.
+#[test]
+fn throw_away_certificates_are_made() {
+    let pki = pki::Pki::new();
+    pki.issue("server", &pki::Wish::server());
+    assert!(pki.path("ca.pem").exists() && pki.path("server.pem").exists());
+}

@@ -1,0 +1,84 @@
+//! A throw-away authority, and the certificates that it issues into a folder.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
+use tempfile::TempDir;
+
+/// An authority with its folder: `ca.pem`, and `NAME.pem` with `NAME.key` for each certificate.
+pub struct Pki {
+    folder: TempDir,
+    ca: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// What a certificate is to be.
+pub struct Wish {
+    pub purpose: ExtendedKeyUsagePurpose,
+    /// Names and addresses that it is for.
+    pub names: Vec<String>,
+    /// Whether it was valid once.
+    pub has_expired: bool,
+}
+
+impl Wish {
+    /// For a server on loopback.
+    pub fn server() -> Self {
+        Self {
+            purpose: ExtendedKeyUsagePurpose::ServerAuth,
+            names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            has_expired: false,
+        }
+    }
+
+    pub fn client() -> Self {
+        Self { purpose: ExtendedKeyUsagePurpose::ClientAuth, names: Vec::new(), has_expired: false }
+    }
+}
+
+impl Pki {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "throw-away authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let pki = Self { folder: tempfile::tempdir().unwrap(), ca };
+        pki.write("ca.pem", &pki.ca.pem(), 0o644);
+        pki
+    }
+
+    /// Issues a certificate to `name`.
+    pub fn issue(&self, name: &str, wish: &Wish) {
+        let mut params = CertificateParams::new(wish.names.clone()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![wish.purpose.clone()];
+        params.use_authority_key_identifier_extension = true;
+        if wish.has_expired {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        }
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.ca).unwrap();
+        self.write(&format!("{name}.pem"), &certificate.pem(), 0o644);
+        self.write(&format!("{name}.key"), &key.serialize_pem(), 0o600);
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str, mode: u32) {
+        fs::write(self.path(name), text).unwrap();
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
