@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+#[cfg(feature = "kmip")]
+use super::kmip;
 use super::owned_file::{self, Others, Refusal};
 use super::reference::{self, KeyReference, ManagerName, ReferenceError};
 use super::{command, fixed_key, keystore};
@@ -27,6 +29,8 @@ pub struct KeyConfig {
     pub(super) command: Profiles<command::Profile>,
     pub(super) config: Profiles<fixed_key::Profile>,
     pub(super) keystore: Profiles<keystore::Profile>,
+    #[cfg(feature = "kmip")]
+    pub(super) kmip: Profiles<kmip::Profile>,
 }
 
 /// The tables of one kind of key manager.

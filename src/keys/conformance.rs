@@ -3,46 +3,48 @@
 //! A suite is given a closure that makes a subject: a manager over a store of its own, and ways to change that store
 //! from outside. Each function is one promise of the trait, and panics when it is broken; `run_all` checks them all.
 
-pub(crate) mod admin;
+pub mod admin;
+#[cfg(test)]
 mod local;
+#[cfg(test)]
 mod model;
-pub(crate) mod watch;
+pub mod watch;
 
 use watch::{KEY, assert_hidden_in_debug, assert_hidden_in_error};
 
 use super::{KeyError, KeyId, KeyManager, SECRET_BYTES_MAX};
 
 /// Puts key bytes somewhere.
-pub(crate) type Put<Answer> = Box<dyn FnMut(&[u8]) -> Answer>;
+pub type Put<Answer> = Box<dyn FnMut(&[u8]) -> Answer>;
 
 /// A manager under test.
-pub(crate) struct Subject {
+pub struct Subject {
     /// The manager, over a store without keys.
-    pub(crate) manager: Box<dyn KeyManager>,
+    pub manager: Box<dyn KeyManager>,
     /// What its references begin with, to be found in its errors.
-    pub(crate) name: String,
+    pub name: String,
     /// Puts a key into the store by other means than the manager, and says what it is called; `None` when the store
     /// takes no such key. A later key may take the place of an earlier one.
-    pub(crate) put: Put<Option<KeyId>>,
+    pub put: Put<Option<KeyId>>,
     /// What no key is called.
-    pub(crate) missing: KeyId,
+    pub missing: KeyId,
     /// Puts a key there that the manager must not give us.
-    pub(crate) put_foreign: Option<Put<KeyId>>,
+    pub put_foreign: Option<Put<KeyId>>,
     /// Names that no key can have.
-    pub(crate) impossible: Vec<KeyId>,
+    pub impossible: Vec<KeyId>,
     /// Makes the store fail for the key that it names, in a way that may pass.
-    pub(crate) fail: Option<Box<dyn FnMut() -> KeyId>>,
+    pub fail: Option<Box<dyn FnMut() -> KeyId>>,
     /// Whether a key can be fetched more than once.
-    pub(crate) is_lasting: bool,
+    pub is_lasting: bool,
     /// Longest key.
-    pub(crate) bytes_max: usize,
+    pub bytes_max: usize,
 }
 
 /// Runs every check. `make` is called once for each.
 ///
 /// # Panics
 /// When the manager breaks a promise.
-pub(crate) fn run_all(make: impl Fn() -> Subject) {
+pub fn run_all(make: impl Fn() -> Subject) {
     gives_the_bytes_that_were_put_there(make());
     finds_nothing_where_there_is_nothing(make());
     hides_keys_of_others(make());
@@ -52,7 +54,7 @@ pub(crate) fn run_all(make: impl Fn() -> Subject) {
 }
 
 /// Any bytes of any length, the same ones each time, as often as the source allows.
-pub(crate) fn gives_the_bytes_that_were_put_there(mut subject: Subject) {
+pub fn gives_the_bytes_that_were_put_there(mut subject: Subject) {
     let every_byte: Vec<u8> = (0..=255).collect();
     let longest = vec![0xa5; subject.bytes_max];
     for bytes in [&KEY[..], b"\n", b"\0", b" key\r\n", &every_byte, &longest] {
@@ -72,7 +74,7 @@ pub(crate) fn gives_the_bytes_that_were_put_there(mut subject: Subject) {
 }
 
 /// A key that does not exist is not found, by a message that names manager and key.
-pub(crate) fn finds_nothing_where_there_is_nothing(mut subject: Subject) {
+pub fn finds_nothing_where_there_is_nothing(mut subject: Subject) {
     (subject.put)(KEY).expect("the store takes any key");
     let error = subject.manager.fetch(&subject.missing).expect_err("there is no such key");
     assert!(is_not_found(&error), "{error}");
@@ -82,7 +84,7 @@ pub(crate) fn finds_nothing_where_there_is_nothing(mut subject: Subject) {
 }
 
 /// A key of somebody else is answered as one that does not exist.
-pub(crate) fn hides_keys_of_others(mut subject: Subject) {
+pub fn hides_keys_of_others(mut subject: Subject) {
     let Some(put_foreign) = &mut subject.put_foreign else { return };
     let foreign = put_foreign(KEY);
     let hidden = subject.manager.fetch(&foreign).expect_err("it is somebody else's");
@@ -94,7 +96,7 @@ pub(crate) fn hides_keys_of_others(mut subject: Subject) {
 }
 
 /// Nothing at all, and more than a secret may have.
-pub(crate) fn refuses_what_can_be_no_key(mut subject: Subject) {
+pub fn refuses_what_can_be_no_key(mut subject: Subject) {
     let overlong = KEY.repeat(SECRET_BYTES_MAX / KEY.len() + 1);
     for bytes in [&b""[..], &overlong, &overlong.repeat(10)] {
         let Some(id) = (subject.put)(bytes) else { continue };
@@ -105,7 +107,7 @@ pub(crate) fn refuses_what_can_be_no_key(mut subject: Subject) {
 }
 
 /// What is called in a way in which nothing can be is refused, or at least not found.
-pub(crate) fn refuses_names_that_no_key_has(mut subject: Subject) {
+pub fn refuses_names_that_no_key_has(mut subject: Subject) {
     (subject.put)(KEY).expect("the store takes any key");
     for id in &subject.impossible {
         let error = subject.manager.fetch(id).expect_err("nothing is called so");
@@ -115,7 +117,7 @@ pub(crate) fn refuses_names_that_no_key_has(mut subject: Subject) {
 }
 
 /// A store that fails is unreachable: not empty, and not full of malformed keys.
-pub(crate) fn tells_an_outage_from_an_answer(mut subject: Subject) {
+pub fn tells_an_outage_from_an_answer(mut subject: Subject) {
     let Some(fail) = &mut subject.fail else { return };
     let id = fail();
     for _ in 0..2 {

@@ -13,12 +13,13 @@
 //! | `keyring:NAME` | [`keyring`] | a `user` key of the kernel's session or user keyring |
 //! | `config@PROFILE:ID` | [`fixed_key`] | the fixed key of an OpenStack test set-up |
 //! | `keystore:ID` | [`keystore`] | kept in a file of this machine, encrypted under a key from elsewhere |
+//! | `kmip:ID` | `kmip` | kept by a KMIP server |
 
 mod admin;
 pub mod command;
 mod config;
-#[cfg(test)]
-pub(crate) mod conformance;
+#[cfg(any(test, feature = "key-server-tests"))]
+pub mod conformance;
 pub mod credential;
 mod encoding;
 mod error;
@@ -27,6 +28,8 @@ pub mod file;
 pub mod fixed_key;
 pub mod keyring;
 pub mod keystore;
+#[cfg(feature = "kmip")]
+pub mod kmip;
 mod outage;
 mod owned_file;
 mod reference;

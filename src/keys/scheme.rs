@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+#[cfg(feature = "kmip")]
+use super::kmip;
 use super::registry::Opening;
 use super::{
     KeyAdmin, KeyConfigError, KeyManager, command, credential, fd, file, fixed_key, keyring, keystore,
@@ -16,6 +18,8 @@ const SCHEMES: &[&Scheme] = &[
     &credential::SCHEME,
     &keyring::SCHEME,
     &keystore::SCHEME,
+    #[cfg(feature = "kmip")]
+    &kmip::SCHEME,
     &fixed_key::SCHEME,
     #[cfg(test)]
     &NESTED,

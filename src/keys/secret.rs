@@ -13,6 +13,9 @@ use crate::locked::Locked;
 /// whatever a key reference names.
 pub const SECRET_BYTES_MAX: usize = 8192;
 
+/// What a random passphrase is made of, 6 bits a character.
+const TEXT_ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
 /// Key material: at least one byte, alone on locked pages, wiped when dropped. Not cloned, not compared, and
 /// `Debug` shows its length and kind only.
 pub struct Secret {
@@ -100,6 +103,19 @@ impl Secret {
             }
             Ok(filled_bytes)
         })
+    }
+
+    /// Random letters, digits, `-` and `_`: text for machines, with 6 bits of chance in each byte.
+    ///
+    /// # Errors
+    /// See [`SecretError`].
+    pub fn random_text(len_bytes: usize) -> Result<Self, SecretError> {
+        let mut secret = Self::random(len_bytes)?;
+        let Buffer { bytes, filled_bytes } = &mut *secret.memory;
+        for byte in &mut bytes[..*filled_bytes] {
+            *byte = TEXT_ALPHABET[usize::from(*byte) % TEXT_ALPHABET.len()];
+        }
+        Ok(secret.of_kind(KeyKind::Passphrase))
     }
 
     /// Lets `write` put the secret into locked memory and say how many bytes it has. The buffer has one byte more

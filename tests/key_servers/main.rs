@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "a test binary has no outside")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where its expectations do")]
 
+mod kmip;
 mod pki;
 mod server;
 
@@ -12,12 +13,4 @@ mod server;
 #[test]
 fn the_servers_are_installed() {
     server::program("kmip", "pykmip-server");
-}
-
-/// What each test stands on.
-#[test]
-fn throw_away_certificates_are_made() {
-    let pki = pki::Pki::new();
-    pki.issue("server", &pki::Wish::server());
-    assert!(pki.path("ca.pem").exists() && pki.path("server.pem").exists());
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How long a server may take to start on a busy machine.
@@ -11,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server that is stopped when dropped.
 pub struct Server {
-    process: Child,
+    process: Mutex<Child>,
     pub address: SocketAddr,
 }
 
@@ -35,14 +36,22 @@ impl Server {
             assert!(started.elapsed() < PATIENCE, "{command:?} does not listen: {}", said());
             std::thread::sleep(Duration::from_millis(50));
         }
-        Self { process, address }
+        Self { process: Mutex::new(process), address }
+    }
+}
+
+impl Server {
+    /// Kills it, and waits until it is gone.
+    pub fn stop(&self) {
+        let mut process = self.process.lock().unwrap();
+        let _ = process.kill();
+        let _ = process.wait();
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.stop();
     }
 }
 

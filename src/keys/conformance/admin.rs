@@ -10,20 +10,20 @@ use crate::keys::{
 
 /// A manager under test.
 #[derive(Clone)]
-pub(crate) struct Subject {
+pub struct Subject {
     /// Opens the manager over the store of this subject, which is empty at first; again as after a restart.
-    pub(crate) open: Rc<dyn Fn() -> Box<dyn KeyAdmin>>,
+    pub open: Rc<dyn Fn() -> Box<dyn KeyAdmin>>,
     /// Opens it for somebody else, who may have keys there and may not touch ours.
-    pub(crate) open_for_another: Option<Rc<dyn Fn() -> Box<dyn KeyAdmin>>>,
+    pub open_for_another: Option<Rc<dyn Fn() -> Box<dyn KeyAdmin>>>,
     /// What no key is called.
-    pub(crate) missing: KeyId,
+    pub missing: KeyId,
 }
 
 /// Runs every check. `make` is called once for each.
 ///
 /// # Panics
 /// When the manager breaks a promise.
-pub(crate) fn run_all(make: impl Fn() -> Subject) {
+pub fn run_all(make: impl Fn() -> Subject) {
     creates_what_was_asked_for(&make());
     never_creates_the_same_key_twice(&make());
     stores_what_it_is_given(&make());
@@ -74,7 +74,7 @@ fn key() -> Secret {
 }
 
 /// A key of the length that was asked for, described as it was asked for.
-pub(crate) fn creates_what_was_asked_for(subject: &Subject) {
+pub fn creates_what_was_asked_for(subject: &Subject) {
     let admin = (subject.open)();
     for bits in [128, 256, 512] {
         let spec = spec(&format!("vm{bits}"), bits);
@@ -92,7 +92,7 @@ pub(crate) fn creates_what_was_asked_for(subject: &Subject) {
 }
 
 /// Keys are random, and none is all zeroes.
-pub(crate) fn never_creates_the_same_key_twice(subject: &Subject) {
+pub fn never_creates_the_same_key_twice(subject: &Subject) {
     let admin = (subject.open)();
     let mut made = vec![vec![0; 32]];
     for name in ["vm1", "vm2"] {
@@ -108,7 +108,7 @@ pub(crate) fn never_creates_the_same_key_twice(subject: &Subject) {
 }
 
 /// Bytes that come from elsewhere are kept as they are, and so is what they are used as.
-pub(crate) fn stores_what_it_is_given(subject: &Subject) {
+pub fn stores_what_it_is_given(subject: &Subject) {
     let admin = (subject.open)();
     for kind in [KeyKind::Symmetric, KeyKind::Passphrase] {
         let spec = KeySpec { kind, ..spec(&format!("{kind:?}"), 512) };
@@ -127,7 +127,7 @@ pub(crate) fn stores_what_it_is_given(subject: &Subject) {
 }
 
 /// Lengths that no key has, or not this one.
-pub(crate) fn refuses_what_makes_no_key(subject: &Subject) {
+pub fn refuses_what_makes_no_key(subject: &Subject) {
     let admin = (subject.open)();
     let refused = |result: Result<KeyMetadata, KeyError>| match result {
         Err(error @ KeyError::Malformed { .. }) => assert_hidden_in_error(&error),
@@ -143,7 +143,7 @@ pub(crate) fn refuses_what_makes_no_key(subject: &Subject) {
 }
 
 /// A name that is taken is refused, and whoever has it keeps it.
-pub(crate) fn gives_a_name_to_one_key_only(subject: &Subject) {
+pub fn gives_a_name_to_one_key_only(subject: &Subject) {
     let admin = (subject.open)();
     let first = created(&*admin, "vm1");
     let before = bytes(&*admin, &first.id);
@@ -158,7 +158,7 @@ pub(crate) fn gives_a_name_to_one_key_only(subject: &Subject) {
 }
 
 /// Asking for a key that does not exist makes none, whatever is asked.
-pub(crate) fn makes_keys_only_when_told_to(subject: &Subject) {
+pub fn makes_keys_only_when_told_to(subject: &Subject) {
     let admin = (subject.open)();
     not_found(admin.fetch(&subject.missing));
     not_found(admin.fetch(&subject.missing.clone().with_version(1)));
@@ -169,7 +169,7 @@ pub(crate) fn makes_keys_only_when_told_to(subject: &Subject) {
 }
 
 /// The newest version of each key, in the order of creation.
-pub(crate) fn lists_every_key_once_in_order(subject: &Subject) {
+pub fn lists_every_key_once_in_order(subject: &Subject) {
     let admin = (subject.open)();
     let made = ["c", "a", "b"].map(|name| created(&*admin, name));
     let rotated = admin.rotate(&made[0].id).expect("the key can be rotated");
@@ -178,7 +178,7 @@ pub(crate) fn lists_every_key_once_in_order(subject: &Subject) {
 }
 
 /// A plain reference means the new version; the old one is there for whoever names it.
-pub(crate) fn rotates_to_a_new_version_and_keeps_the_old(subject: &Subject) {
+pub fn rotates_to_a_new_version_and_keeps_the_old(subject: &Subject) {
     let admin = (subject.open)();
     let first = created(&*admin, "vm1");
     let old = bytes(&*admin, &first.id);
@@ -198,7 +198,7 @@ pub(crate) fn rotates_to_a_new_version_and_keeps_the_old(subject: &Subject) {
 }
 
 /// The others stay.
-pub(crate) fn destroys_one_version(subject: &Subject) {
+pub fn destroys_one_version(subject: &Subject) {
     let admin = (subject.open)();
     let key = created(&*admin, "vm1");
     admin.rotate(&key.id).expect("the key can be rotated");
@@ -210,7 +210,7 @@ pub(crate) fn destroys_one_version(subject: &Subject) {
 }
 
 /// Nothing of it can be fetched any more, and no other key is touched.
-pub(crate) fn destroys_a_whole_key(subject: &Subject) {
+pub fn destroys_a_whole_key(subject: &Subject) {
     let admin = (subject.open)();
     let (key, other) = (created(&*admin, "vm1"), created(&*admin, "vm2"));
     let kept = bytes(&*admin, &other.id);
@@ -234,7 +234,7 @@ pub(crate) fn destroys_a_whole_key(subject: &Subject) {
 }
 
 /// Whatever somebody else asks for, our keys look as if they did not exist, and stay as they are.
-pub(crate) fn hides_keys_of_others(subject: &Subject) {
+pub fn hides_keys_of_others(subject: &Subject) {
     let Some(open_for_another) = &subject.open_for_another else { return };
     let admin = (subject.open)();
     let ours = admin.store(&spec("vm1", 512), &key()).expect("a key can be stored");
@@ -256,7 +256,7 @@ pub(crate) fn hides_keys_of_others(subject: &Subject) {
 }
 
 /// Opened again, it knows what it knew.
-pub(crate) fn remembers_everything(subject: &Subject) {
+pub fn remembers_everything(subject: &Subject) {
     let admin = (subject.open)();
     let stored = admin.store(&spec("vm1", 512), &key()).expect("a key can be stored");
     let made = created(&*admin, "vm2");

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use rustix::rand::{GetRandomFlags, getrandom};
 use uuid::Uuid;
 
-use super::super::{KeyId, KeyKind, KeyMetadata, KeySpec, KeyState, SECRET_BYTES_MAX, Secret, SecretError};
+use super::super::{KeyId, KeyKind, KeyMetadata, KeySpec, KeyState, SECRET_BYTES_MAX, Secret};
 use super::access::{Principal, Right};
 use super::audit::{self, AuditAnchor, AuditEntry, AuditEvent, AuditOutcome, Happening};
 use super::error::KeystoreError;
@@ -15,9 +14,6 @@ use super::{Keystore, Stop};
 
 /// Longest name of a key or a volume.
 const NAME_BYTES_MAX: usize = 255;
-
-/// What a random passphrase is made of, 6 bits a character.
-const PASSPHRASE_ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 /// A key, or one version of it, as it was asked for.
 #[derive(Clone, Copy)]
@@ -407,26 +403,8 @@ fn random_material(kind: KeyKind, bits: u32) -> Result<Secret, KeystoreError> {
     let length_bytes = bits as usize / 8;
     match kind {
         KeyKind::Symmetric => Ok(Secret::random(length_bytes)?),
-        KeyKind::Passphrase => Ok(random_passphrase(length_bytes)?),
+        KeyKind::Passphrase => Ok(Secret::random_text(length_bytes)?),
     }
-}
-
-fn random_passphrase(length_bytes: usize) -> Result<Secret, SecretError> {
-    Secret::fill(|buffer| {
-        let text = buffer.get_mut(..length_bytes).ok_or(SecretError::TooLong)?;
-        let mut filled = 0;
-        while filled < length_bytes {
-            match getrandom(&mut text[filled..], GetRandomFlags::empty()) {
-                Ok(got_bytes) => filled += got_bytes,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(SecretError::Read(error.into())),
-            }
-        }
-        for byte in text {
-            *byte = PASSPHRASE_ALPHABET[usize::from(*byte) % PASSPHRASE_ALPHABET.len()];
-        }
-        Ok(length_bytes)
-    })
 }
 
 pub(super) fn newest(record: &Record) -> KeyMetadata {

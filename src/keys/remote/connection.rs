@@ -45,6 +45,14 @@ impl Deadline {
         Self(Instant::now() + patience)
     }
 
+    /// An equal part of what is left, for the first of `count` attempts.
+    #[must_use]
+    pub fn share(self, count: usize) -> Self {
+        let now = Instant::now();
+        let parts = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        Self(now + self.0.saturating_duration_since(now) / parts)
+    }
+
     /// What is left, more than nothing.
     ///
     /// # Errors
