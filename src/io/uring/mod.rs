@@ -59,6 +59,8 @@ struct Parts {
     #[cfg_attr(not(test), expect(dead_code))]
     task_work: TaskWork,
     multishot_poll: bool,
+    /// The kernel refuses what the engine never asks for.
+    restricted: bool,
     volume: types::Fd,
     volume_flags: squeue::Flags,
     /// The memory whose slots may be used by `READ_FIXED` and `WRITE_FIXED`.
@@ -96,6 +98,11 @@ impl Uring {
     /// When the kernel has no io_uring, or forbids it.
     pub fn new(volume: Arc<OwnedFd>, pool: &SlotPool, max_ops: u32) -> Result<Self, UringError> {
         Self::with_setup(volume, pool, max_ops, &Setup::default())
+    }
+
+    /// Whether the kernel refuses every operation but those of this engine, should somebody else get at the ring.
+    pub fn is_restricted(&self) -> bool {
+        self.parts.restricted
     }
 
     fn with_setup(

@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use io_uring::{IoUring, squeue, types};
+use io_uring::register::Restriction;
+use io_uring::{IoUring, opcode, squeue, types};
 use rustix::fs::{FileType, fstat, fstatfs};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -57,6 +58,8 @@ pub(super) struct Setup {
     pub(super) register_volume: bool,
     pub(super) register_slots: bool,
     pub(super) multishot_poll: bool,
+    /// Have the kernel refuse what the engine never asks for.
+    pub(super) restrict: bool,
     /// Room in the submission queue; by default, for all operations at once.
     pub(super) submission_entries: Option<u32>,
     /// How many seconds in a row may pass without a completion before a drop gives up waiting for them.
@@ -70,6 +73,7 @@ impl Default for Setup {
             register_volume: true,
             register_slots: true,
             multishot_poll: true,
+            restrict: true,
             submission_entries: None,
             drain_patience_seconds: 30,
         }
@@ -88,12 +92,12 @@ impl Setup {
         let submission = max_ops.saturating_add(8).min(MAX_SUBMISSION_ENTRIES);
         let submission = self.submission_entries.unwrap_or(submission).next_power_of_two();
         let completion = max_ops.saturating_add(SPARE_COMPLETION_ENTRIES).max(submission).next_power_of_two();
-        let (ring, task_work) =
-            self.ring(submission, completion).map_err(|source| match Errno::from_io_error(&source) {
-                Some(Errno::NOSYS) => UringError::Missing(source),
-                Some(Errno::PERM | Errno::ACCESS) => UringError::Forbidden(source),
-                _ => UringError::Failed { max_ops, source },
-            })?;
+        let failed = |source: io::Error| match Errno::from_io_error(&source) {
+            Some(Errno::NOSYS) => UringError::Missing(source),
+            Some(Errno::PERM | Errno::ACCESS) => UringError::Forbidden(source),
+            _ => UringError::Failed { max_ops, source },
+        };
+        let (ring, task_work, disabled) = self.ring_to_restrict(submission, completion).map_err(failed)?;
         // The first release with READ, WRITE and FALLOCATE, which keeps completions that do not fit.
         if !(ring.params().is_feature_rw_cur_pos() && ring.params().is_feature_nodrop()) {
             return Err(UringError::TooOld);
@@ -102,22 +106,44 @@ impl Setup {
         let multishot_poll = self.multishot_poll && ring.params().is_feature_resource_tagging();
         let (volume, volume_flags) = self.register_volume(&ring, volume);
         let registered = self.register_slots(&ring, pool);
+        let restricted = disabled && restrict(&ring);
+        if disabled {
+            ring.submitter().register_enable_rings().map_err(failed)?;
+        }
         tracing::debug!(
             ?task_work,
             multishot_poll,
             registered_volume = !volume_flags.is_empty(),
             registered_slots = registered.is_some(),
+            restricted,
             "io_uring is set up"
         );
-        Ok(Parts { ring, task_work, multishot_poll, volume, volume_flags, registered })
+        Ok(Parts { ring, task_work, multishot_poll, restricted, volume, volume_flags, registered })
+    }
+
+    /// Makes a ring that does nothing yet, so that it can be restricted first, where the kernel knows of that (Linux
+    /// 5.10). Says whether it is such a one.
+    fn ring_to_restrict(&self, submission: u32, completion: u32) -> io::Result<(IoUring, TaskWork, bool)> {
+        if self.restrict {
+            match self.ring(submission, completion, true) {
+                Ok((ring, task_work)) => return Ok((ring, task_work, true)),
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let (ring, task_work) = self.ring(submission, completion, false)?;
+        Ok((ring, task_work, false))
     }
 
     /// Tries each way of finishing operations in turn; an unknown one is `EINVAL`.
-    fn ring(&self, submission: u32, completion: u32) -> io::Result<(IoUring, TaskWork)> {
+    fn ring(&self, submission: u32, completion: u32, disabled: bool) -> io::Result<(IoUring, TaskWork)> {
         let mut refusal = io::Error::from(Errno::INVAL);
         for &task_work in self.task_work {
             let mut builder = IoUring::builder();
             builder.setup_clamp().setup_cqsize(completion);
+            if disabled {
+                builder.setup_r_disabled();
+            }
             match task_work {
                 TaskWork::Deferred => builder
                     .setup_submit_all()
@@ -174,6 +200,36 @@ impl Setup {
             }
         }
     }
+}
+
+/// `IORING_REGISTER_FILES_UPDATE`: the volume is replaced when a guest moves.
+const REGISTER_FILES_UPDATE: u8 = 6;
+
+/// What the engine ever asks for. A filter for system calls does not see what goes through a ring: nothing else may.
+const OPERATIONS: [u8; 9] = [
+    opcode::Read::CODE,
+    opcode::ReadFixed::CODE,
+    opcode::Write::CODE,
+    opcode::WriteFixed::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::PollAdd::CODE,
+    opcode::AsyncCancel::CODE,
+    opcode::Timeout::CODE,
+];
+
+/// Has the kernel refuse everything but [`OPERATIONS`], from the moment on at which the ring is enabled. Says whether
+/// it does.
+fn restrict(ring: &IoUring) -> bool {
+    let operations = OPERATIONS.into_iter().map(Restriction::sqe_op);
+    let flags = Restriction::sqe_flags_allowed(squeue::Flags::FIXED_FILE.bits());
+    let mut allowed: Vec<_> =
+        operations.chain([flags, Restriction::register_op(REGISTER_FILES_UPDATE)]).collect();
+    let restricted = ring.submitter().register_restrictions(&mut allowed);
+    if let Err(error) = &restricted {
+        tracing::debug!(%error, "the kernel does not restrict this io_uring");
+    }
+    restricted.is_ok()
 }
 
 /// Whether a write with `RWF_DSYNC` to `volume` is durable when io_uring says that it is done.

@@ -479,3 +479,20 @@ fn events_survive_their_packing() {
         assert_eq!(Event::decode(event.encode()), event);
     }
 }
+
+#[test]
+fn a_restricted_ring_refuses_what_the_engine_never_asks_for() {
+    let (volume, _) = test_volumes::volume(Kind::Memory, &[]);
+    let pool = SlotPool::new(PoolShape::default()).unwrap();
+    for (restrict, answer) in [(false, 0), (true, -libc::EACCES)] {
+        let setup = Setup { restrict, ..Setup::default() };
+        let mut engine = Uring::with_setup(Arc::clone(&volume), &pool, 8, &setup).unwrap();
+        assert_eq!(engine.is_restricted(), restrict, "Linux 5.10 is needed for these tests");
+        // SAFETY: it points to nothing.
+        assert!(unsafe { push(&mut engine.parts.ring, opcode::Nop::new().build(), Event::Ignored) });
+        engine.enter(1).unwrap();
+        assert_eq!(engine.next_completion().unwrap().result(), answer);
+        let registered = engine.parts.ring.submitter().unregister_files();
+        assert_eq!(registered.is_err(), restrict);
+    }
+}
