@@ -44,6 +44,7 @@
 //! | [`guest`] | memory shared with the guest |
 //! | [`bench`](mod@bench) | how fast the cipher is on this machine |
 //! | [`cipher`], [`io`], [`keys`], [`format`](mod@format) | AES-XTS; moving bytes; key managers; what lies on a volume. None of them knows of virtio |
+//! | [`sandbox`] | what the process gives up before it reads what a guest has written |
 //! | [`geometry`], [`locked`], [`inherited`], [`throttle`] | units; memory for secrets; descriptors from the parent process; a log that stays readable |
 //!
 //! Three joints have several implementations: [`io::Engine`] (io_uring, blocking, simulated),
@@ -97,6 +98,7 @@ pub mod inherited;
 pub mod io;
 pub mod keys;
 pub mod locked;
+pub mod sandbox;
 pub mod server;
 pub mod throttle;
 pub mod virtio;

@@ -159,7 +159,7 @@ impl CliError {
                 ServeError::TakeOver(error) => control_exit(error),
                 ServeError::Uring(_) => Exit::UringUnavailable,
                 ServeError::Cipher(_) => Exit::Key,
-                ServeError::Session(_) => Exit::Failure,
+                ServeError::Sandbox(_) | ServeError::Session(_) => Exit::Failure,
             },
         }
     }

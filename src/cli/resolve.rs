@@ -11,9 +11,10 @@ use crate::format::FormatError;
 use crate::geometry::SectorSize;
 use crate::inherited::{self, TakeError};
 use crate::keys::{FixedKey, KeyConfigError, KeyManagers, KeyReference, KeySource, ReferenceError};
+use crate::sandbox::{Identity, IdentityError, Mode};
 use crate::server::config::{
-    DeviceConfig, Endpoint, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, SERIAL_BYTES, ServeConfig,
-    VolumeConfig,
+    Confinement, DeviceConfig, Endpoint, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, SERIAL_BYTES,
+    ServeConfig, VolumeConfig,
 };
 
 /// Less than the 90 s that systemd gives a service to start.
@@ -93,6 +94,9 @@ pub enum ConfigError {
     /// No socket to take over.
     #[error("--fd")]
     Descriptor(#[source] TakeError),
+    /// Nobody to go on as.
+    #[error("--user or --group")]
+    Identity(#[source] IdentityError),
     /// Options that do not fit together.
     #[error(transparent)]
     Format(#[from] FormatError),
@@ -117,7 +121,7 @@ impl ServeOptions {
         let (engine, once) = (self.engine.unwrap_or_default(), self.once.unwrap_or(false));
         let cipher_kernel = self.cipher_kernel.unwrap_or_default();
         let (on_error, control_socket) = (self.on_error.unwrap_or_default(), self.control_socket.clone());
-        let incoming = self.incoming()?;
+        let (incoming, confinement) = (self.incoming()?, self.confinement()?);
         let endpoint = self.endpoint()?;
         Ok(ServeConfig {
             endpoint,
@@ -132,6 +136,7 @@ impl ServeOptions {
             once,
             on_error,
             control_socket,
+            confinement,
         })
     }
 
@@ -147,6 +152,21 @@ impl ServeOptions {
             (false, None) => Ok(None),
             (false, Some(seconds)) => Err(impossible("--incoming-timeout", seconds, "only with --incoming")),
         }
+    }
+
+    /// What the process gives up, and whom it listens to.
+    fn confinement(&self) -> Result<Confinement, ConfigError> {
+        let mode = self.sandbox.unwrap_or_default();
+        if mode == Mode::Off && !self.insecure.contains(&InsecureGate::NoSandbox) {
+            let what = "a process that reads what guests write would keep all its rights";
+            return Err(ConfigError::Gated { what, gate: "no-sandbox" });
+        }
+        let (user, group) = (self.user.as_deref(), self.group.as_deref());
+        let identity = match (user, group) {
+            (None, None) => None,
+            _ => Some(Identity::look_up(user, group).map_err(ConfigError::Identity)?),
+        };
+        Ok(Confinement { mode, identity, allowed_uids: self.allow_uid.clone() })
     }
 
     fn endpoint(self) -> Result<Endpoint, ConfigError> {
@@ -289,6 +309,7 @@ mod tests {
         assert_eq!((config.engine, config.once), (EngineKind::Uring, false));
         assert_eq!(config.control_socket, None);
         assert_eq!(config.incoming, None);
+        assert_eq!(config.confinement, Confinement::default());
         assert_eq!(plain("incoming = true").unwrap().incoming, Some(Duration::from_secs(60)));
         assert_eq!(config.cipher_kernel, KernelChoice::Auto);
         assert!(matches!(config.endpoint, Endpoint::Listen(path) if path.as_os_str() == "/s"));

@@ -14,6 +14,7 @@ use super::exit::{CliError, Exit};
 use super::log::{self, LogLevel};
 use super::resolve::ConfigError;
 use crate::cipher::KernelChoice;
+use crate::sandbox::Mode as SandboxMode;
 use crate::server;
 use crate::server::config::{CacheMode, DiscardPolicy, EngineKind, ErrorPolicy};
 
@@ -182,6 +183,19 @@ pub(super) struct ServeOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_possible_values = true, help_heading = PROCESS)]
     pub(super) once: Option<bool>,
+    /// What the process gives up before it serves anybody [default: on]
+    #[arg(long, value_name = "MODE", help_heading = PROCESS)]
+    pub(super) sandbox: Option<SandboxMode>,
+    /// User to go on as once everything is open, by name or number; the sockets become his
+    #[arg(long, value_name = "USER", help_heading = PROCESS)]
+    pub(super) user: Option<String>,
+    /// Group to go on as [default: that of --user]
+    #[arg(long, value_name = "GROUP", help_heading = PROCESS)]
+    pub(super) group: Option<String>,
+    /// Serve the VMM of this user, too, by number; may be repeated. The socket is then made with mode 0666, and others
+    /// are refused when they connect [default: root, and the process's user]
+    #[arg(long, value_name = "UID", help_heading = PROCESS)]
+    pub(super) allow_uid: Vec<u32>,
     /// Listen here for `sealblk control`: status, drain, flush and more [default: no control socket]
     #[arg(long, value_name = "PATH", help_heading = PROCESS)]
     pub(super) control_socket: Option<PathBuf>,
@@ -261,6 +275,8 @@ pub(super) enum InsecureGate {
     EqualKeyHalves,
     /// Use the one key of an OpenStack test set-up, the same for every volume
     FixedKey,
+    /// Serve with all the rights of whoever has started the process (--sandbox off)
+    NoSandbox,
 }
 
 /// Reads what may stand alone or in a list.
@@ -360,6 +376,10 @@ impl ServeOptions {
             incoming: other.incoming.or(base.incoming),
             incoming_timeout: other.incoming_timeout.or(base.incoming_timeout),
             once: other.once.or(base.once),
+            sandbox: other.sandbox.or(base.sandbox),
+            user: other.user.or(base.user),
+            group: other.group.or(base.group),
+            allow_uid: if other.allow_uid.is_empty() { base.allow_uid } else { other.allow_uid },
             control_socket: other.control_socket.or(base.control_socket),
             log_level: other.log_level.or(base.log_level),
         }
@@ -387,7 +407,7 @@ mod tests {
     }
 
     /// One valid value for every option: as on the command line, and as in the file.
-    const SAMPLES: [(&str, &str, &str); 42] = [
+    const SAMPLES: [(&str, &str, &str); 46] = [
         ("socket-path", "--socket-path=/s", "'/s'"),
         ("fd", "--fd=7", "7"),
         ("connect", "--connect=/c", "'/c'"),
@@ -428,6 +448,10 @@ mod tests {
         ("incoming", "--incoming", "true"),
         ("incoming-timeout", "--incoming-timeout=7", "7"),
         ("once", "--once", "true"),
+        ("sandbox", "--sandbox=strict", "'strict'"),
+        ("user", "--user=sealblk", "'sealblk'"),
+        ("group", "--group=kvm", "'kvm'"),
+        ("allow-uid", "--allow-uid=107", "[107]"),
         ("control-socket", "--control-socket=/c", "'/c'"),
         ("log-level", "--log-level=trace", "'trace'"),
     ];

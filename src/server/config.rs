@@ -11,6 +11,7 @@ use crate::format::plain::PlainFormat;
 use crate::format::unencrypted::UnencryptedFormat;
 use crate::geometry::SectorSize;
 use crate::keys::KeySource;
+use crate::sandbox::{Identity, Mode};
 
 /// Most queues that a disk may have: one thread serves each.
 pub const NUM_QUEUES_MAX: u16 = 64;
@@ -53,6 +54,19 @@ pub struct ServeConfig {
     pub on_error: ErrorPolicy,
     /// Where operators connect to.
     pub control_socket: Option<PathBuf>,
+    /// What the process gives up before it serves anybody, and who is served.
+    pub confinement: Confinement,
+}
+
+/// What the process gives up, and whom it listens to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Confinement {
+    /// The sandbox.
+    pub mode: Mode,
+    /// The user and group to go on as; `None` for those who started the process.
+    pub identity: Option<Identity>,
+    /// Users whose VMMs may connect, beside root and the process's own.
+    pub allowed_uids: Vec<u32>,
 }
 
 /// The vhost-user socket.

@@ -9,6 +9,7 @@ use crate::cipher::CipherError;
 use crate::format::FormatError;
 use crate::io::uring::UringError;
 use crate::keys::KeyError;
+use crate::sandbox::SandboxError;
 
 /// Why serving ended other than by request.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,9 @@ pub enum ServeError {
     /// The I/O ring cannot be had.
     #[error(transparent)]
     Uring(#[from] UringError),
+    /// The process cannot be shut in as it was to be.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// Serving failed after it had begun.
     #[error("serving the disk failed")]
     Session(#[from] io::Error),

@@ -13,6 +13,7 @@ use super::control::orders::Caller;
 use super::device::Device;
 use super::error::ServeError;
 use super::operator;
+use super::peers::Peers;
 use super::session::Session;
 use super::socket::{Next, Socket};
 use super::stop::StopSignal;
@@ -45,9 +46,14 @@ pub(super) enum End {
 impl Reception<'_> {
     /// Serves front ends until it is time to stop, or until there will be no more of them; with `once`, until the
     /// first has gone.
-    pub(super) fn serve(&self, socket: &mut Socket, once: bool) -> Result<End, ServeError> {
+    pub(super) fn serve(
+        &self,
+        socket: &mut Socket,
+        peers: &mut Peers,
+        once: bool,
+    ) -> Result<End, ServeError> {
         loop {
-            let end = match socket.next_front_end(self.stop)? {
+            let end = match socket.next_front_end(self.stop, peers)? {
                 Next::FrontEnd(stream) => self.receive(stream)?,
                 Next::Stop => return Ok(End::Stop),
                 Next::Order => match operator::obey_next(self, None) {

@@ -16,6 +16,9 @@
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
 /// What is known of the process that took a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
@@ -33,7 +36,7 @@ pub(super) fn holder(locked: &Metadata) -> Holder {
 
 /// The processes that hold a `flock` on a file, from the text of `/proc/locks`:
 /// `1: FLOCK  ADVISORY  WRITE 703 fe:00:1234 0 EOF`.
-fn holders(locks: &str, device: u64, inode: u64) -> impl Iterator<Item = u32> {
+fn holders(locks: &str, device: u64, inode: u64) -> impl Iterator<Item = i32> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let file = format!("{major:02x}:{minor:02x}:{inode}");
     // An arrow stands before those that wait for one.
@@ -45,10 +48,13 @@ fn holders(locks: &str, device: u64, inode: u64) -> impl Iterator<Item = u32> {
 }
 
 /// Whether a process runs. One that only waits for its parent to take notice of its end does not.
-fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| !"ZX".contains(state))
+fn is_alive(pid: i32) -> bool {
+    let Some(Ok(process)) = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+        return false;
+    };
+    // Readable from its end on.
+    let mut fds = [PollFd::new(&process, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())) == Ok(0)
 }
 
 #[cfg(test)]
@@ -72,14 +78,15 @@ mod tests {
     #[test]
     fn a_process_that_has_ended_is_gone() {
         let mut child = Command::new("sleep").arg("60").stdout(Stdio::null()).spawn().unwrap();
-        assert!(is_alive(child.id()));
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(is_alive(pid));
         child.kill().unwrap();
         // Not waited for yet: a zombie, as soon as the signal has got there.
-        while is_alive(child.id()) {
+        while is_alive(pid) {
             std::thread::yield_now();
         }
         child.wait().unwrap();
-        assert!(!is_alive(child.id()));
+        assert!(!is_alive(pid));
     }
 
     #[test]

@@ -9,11 +9,13 @@ mod backend_channel;
 pub mod config;
 pub mod control;
 mod device;
+mod enclosure;
 pub mod error;
 mod front_end;
 pub mod harden;
 mod lock_holder;
 mod operator;
+mod peers;
 mod refusal;
 mod rings;
 mod session;
@@ -38,8 +40,10 @@ use control::orders;
 use control::protocol::Fault;
 use control::service::Service;
 use device::Device;
+use enclosure::Enclosure;
 use front_end::{End, Reception};
-use socket::Socket;
+use peers::Peers;
+use socket::Sockets;
 use stop::StopSignal;
 use tenure::Tenure;
 
@@ -50,6 +54,7 @@ use crate::guest::fault;
 use crate::io::blocking::Blocking;
 use crate::io::uring::Uring;
 use crate::io::{PoolShape, SlotPool};
+use crate::sandbox::{Layer, Role, Sandbox, report_violations};
 use crate::worker::{self, Disk, OnError, QueueThread, Volume};
 
 /// Serves one disk until it is told to stop, or until its only front end is done. Everything that was
@@ -69,7 +74,8 @@ pub fn serve(mut config: ServeConfig) -> Result<(), ServeError> {
     let (desk, inbox) = orders::channel().map_err(ServeError::Session)?;
     desk.heed_hangups(&inbox).map_err(ServeError::Session)?;
     let stop = StopSignal::install(inbox).map_err(ServeError::Session)?;
-    fault::end_on_memory_fault().map_err(ServeError::Session)?;
+    fault::end_on_memory_fault().and_then(|()| report_violations()).map_err(ServeError::Session)?;
+    let sandbox = Sandbox::new(config.confinement.mode);
     let watch = stop.watch().map_err(ServeError::Session)?;
     let tenure = Tenure::new(opened.volume, config.volume.clone(), config.incoming, watch);
     let extent = opened.unlocked.extent;
@@ -79,18 +85,29 @@ pub fn serve(mut config: ServeConfig) -> Result<(), ServeError> {
     };
     let disk =
         make_disk(opened.unlocked, opened.logical_block, config.cipher_kernel, &config.device, on_error)?;
-    let threads = spawn_queues(&disk, &config, &tenure.volume(), &stop)?;
+    let volume = tenure.volume();
+    let threads = spawn_queues(&disk, &config, &volume, &stop, sandbox)?;
     let device = Arc::new(Device::new(disk, config.device, tenure, extent));
-    let control = config.control_socket.map(|path| {
+    let uid = config.confinement.identity.map(|identity| identity.uid());
+    let mut peers = Peers::new(uid, config.confinement.allowed_uids.clone());
+    let sockets = Sockets::open(config.endpoint, config.control_socket, &config.confinement)?;
+    let files = sockets.files(volume, !config.volume.read_only);
+    let role = Role::Session { connects: files.vmm_socket.is_some() };
+    let identity = config.confinement.identity;
+    Enclosure { sandbox, identity, engine: config.engine, threads: &threads, files }.close()?;
+    let Sockets { mut socket, control } = sockets;
+    let control = control.map(|control| {
         let queues = threads.iter().map(QueueThread::watcher).collect();
-        Service { device: Arc::clone(&device), queues, desk }.start(path)
+        let service = Service { device: Arc::clone(&device), queues, desk };
+        service.start(control, Peers::new(uid, Vec::new()), sandbox)
     });
     let control = control.transpose()?;
-    let mut socket = Socket::open(config.endpoint)?;
+    // The first byte of somebody else's is read after this.
+    sandbox.confine(role)?;
     tracing::info!("waiting for the VMM");
     let hands_over = socket.has_more();
     let reception = Reception { device: &device, threads: &threads, stop: &stop, hands_over };
-    let end = reception.serve(&mut socket, config.once)?;
+    let end = reception.serve(&mut socket, &mut peers, config.once)?;
     // The sockets go first, so that nobody connects to a server that is going away.
     drop((socket, control));
     drop(threads);
@@ -136,6 +153,7 @@ fn spawn_queues(
     config: &ServeConfig,
     backing: &Arc<OwnedFd>,
     stop: &StopSignal,
+    sandbox: Sandbox,
 ) -> Result<Vec<QueueThread>, ServeError> {
     let spawn = |index: u16| {
         let name = format!("queue-{index}");
@@ -145,7 +163,13 @@ fn spawn_queues(
         match config.engine {
             EngineKind::Uring => {
                 let make = move |slots: &SlotPool| {
-                    Uring::new(backing, slots, worker::max_ops(slots)).map_err(ServeError::from)
+                    let engine = Uring::new(backing, slots, worker::max_ops(slots))?;
+                    let restricted = match engine.is_restricted() {
+                        true => Ok(()),
+                        false => Err(io::Error::other("the kernel does not know them")),
+                    };
+                    sandbox.settle(Layer::UringOperations, restricted)?;
+                    Ok(engine)
                 };
                 QueueThread::spawn(name, disk.clone(), slots, make, on_failure)
             }

@@ -6,15 +6,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-use super::config::Endpoint;
+use super::config::{Confinement, Endpoint};
 use super::control::protocol::HandedOver;
+use super::peers::Peers;
 use super::stop::{Readiness, StopSignal};
+use crate::sandbox::{Files, Identity};
 
 /// How long to wait between attempts to connect.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
@@ -62,9 +65,54 @@ pub enum SocketError {
     /// The inherited descriptor is something else.
     #[error("the descriptor given with --fd is not a Unix stream socket that listens or is connected")]
     WrongKind,
+    /// Who is at the other end of the only connection may not be.
+    #[error("the user at the other end of the socket given with --fd is not one of --allow-uid")]
+    PeerRefused,
     /// Waiting for front ends failed.
     #[error("waiting for the VMM on the vhost-user socket failed")]
     Wait(#[source] io::Error),
+}
+
+/// All sockets of a process.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    /// Where front ends come from.
+    pub(super) socket: Socket,
+    /// Where operators come from, if they may.
+    pub(super) control: Option<ControlSocket>,
+}
+
+/// The control socket, which nobody listens to yet: clients wait.
+#[derive(Debug)]
+pub(super) struct ControlSocket {
+    pub(super) listener: UnixListener,
+    pub(super) file: SocketFile,
+}
+
+impl Sockets {
+    /// Makes the sockets, those of front ends last: who connects there finds the other.
+    pub(super) fn open(
+        endpoint: Endpoint,
+        control: Option<PathBuf>,
+        confinement: &Confinement,
+    ) -> Result<Self, SocketError> {
+        let owner = confinement.identity;
+        let everybody = !confinement.allowed_uids.is_empty();
+        let control = control.map(|path| bind(path, Access { everybody: false, owner })).transpose()?;
+        let socket = Socket::open(endpoint, Access { everybody, owner })?;
+        Ok(Self { socket, control: control.map(|(listener, file)| ControlSocket { listener, file }) })
+    }
+
+    /// What has to stay within reach: the volume, and what sockets need.
+    pub(super) fn files(&self, volume: Arc<OwnedFd>, writable: bool) -> Files {
+        let files = self.socket.file().into_iter().chain(self.control.as_ref().map(|control| &control.file));
+        let vmm_socket = match &self.socket {
+            Socket::Connecting { path, .. } => Some(path.clone()),
+            _ => None,
+        };
+        let socket_folders = files.map(|file| file.folder().to_owned()).collect();
+        Files { volume: Some(volume), writable, socket_folders, vmm_socket }
+    }
 }
 
 /// Where front ends come from.
@@ -90,13 +138,13 @@ pub(super) enum Socket {
 }
 
 impl Socket {
-    pub(super) fn open(endpoint: Endpoint) -> Result<Self, SocketError> {
+    pub(super) fn open(endpoint: Endpoint, access: Access) -> Result<Self, SocketError> {
         match endpoint {
             Endpoint::Connect(path) if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX => {
                 Err(SocketError::PathTooLong { path })
             }
             Endpoint::Listen(path) => {
-                bind(path).map(|(listener, file)| Self::Listening { file: Some(file), listener })
+                bind(path, access).map(|(listener, file)| Self::Listening { file: Some(file), listener })
             }
             Endpoint::Inherited(fd) => Self::inherit(fd),
             Endpoint::TakenOver(fd, path) => match (Self::inherit(fd)?, path) {
@@ -128,16 +176,24 @@ impl Socket {
     }
 
     /// Waits for the next front end.
-    pub(super) fn next_front_end(&mut self, stop: &StopSignal) -> Result<Next, SocketError> {
+    pub(super) fn next_front_end(
+        &mut self,
+        stop: &StopSignal,
+        peers: &mut Peers,
+    ) -> Result<Next, SocketError> {
         match self {
-            Self::Connected(stream) => Ok(stream.take().map_or(Next::Stop, Next::FrontEnd)),
-            Self::Listening { listener, .. } => loop {
+            Self::Connected(stream) => match stream.take() {
+                Some(stream) if !peers.admit_front_end(&stream, true) => Err(SocketError::PeerRefused),
+                stream => Ok(stream.map_or(Next::Stop, Next::FrontEnd)),
+            },
+            Self::Listening { listener, file } => loop {
                 match stop.wait_for(listener.as_fd()).map_err(SocketError::Wait)? {
                     Readiness::Stop => return Ok(Next::Stop),
                     Readiness::Order => return Ok(Next::Order),
                     Readiness::Ready | Readiness::TimedOut => {}
                 }
                 match listener.accept() {
+                    Ok((stream, _)) if !peers.admit_front_end(&stream, file.is_none()) => {}
                     Ok((stream, _)) => {
                         // An inherited listener may hand down a flag that we do not want.
                         stream.set_nonblocking(false).map_err(SocketError::Wait)?;
@@ -157,6 +213,7 @@ impl Socket {
                     Readiness::Ready | Readiness::TimedOut => *tried = true,
                 }
                 match connect(path) {
+                    Ok(stream) if !peers.admit_front_end(&stream, false) => {}
                     Ok(stream) => return Ok(Next::FrontEnd(stream)),
                     Err(error) if is_worth_retrying(&error) => {
                         tracing::debug!(path = %path.display(), %error, "the VMM does not listen yet");
@@ -186,6 +243,14 @@ impl Socket {
         }
     }
 
+    /// The file that was made for it, if one was.
+    pub(super) fn file(&self) -> Option<&SocketFile> {
+        match self {
+            Self::Listening { file, .. } => file.as_ref(),
+            _ => None,
+        }
+    }
+
     /// Whether another front end may come after the one that has gone.
     pub(super) fn has_more(&self) -> bool {
         !matches!(self, Self::Connected(_))
@@ -203,19 +268,33 @@ pub(super) enum Next {
     Stop,
 }
 
-/// Makes a socket that nobody but this user can connect to.
-pub(super) fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), SocketError> {
+/// Who gets at a socket that is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Access {
+    /// Whoever gets at the folder; who is let in is settled when he connects.
+    pub(super) everybody: bool,
+    /// Whose the socket is to be.
+    pub(super) owner: Option<Identity>,
+}
+
+/// Makes a socket that, by default, nobody but this user can connect to.
+pub(super) fn bind(path: PathBuf, access: Access) -> Result<(UnixListener, SocketFile), SocketError> {
     if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         return Err(SocketError::PathTooLong { path });
     }
     remove_stale(&path)?;
-    // The file is born with mode 0600: changing it afterwards would leave a moment.
-    let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
+    // The file is born with mode 0600 or 0666: changing it afterwards would leave a moment.
+    let withheld = if access.everybody { 0o111 } else { 0o177 };
+    let umask = rustix::process::umask(Mode::from_raw_mode(withheld));
     let listener = UnixListener::bind(&path);
     rustix::process::umask(umask);
     let made = listener.and_then(|listener| {
         listener.set_nonblocking(true)?;
-        Ok((listener, SocketFile::of(&path)?))
+        let file = SocketFile::of(&path)?;
+        if let Some(owner) = access.owner {
+            std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        Ok((listener, file))
     });
     made.map_err(|source| SocketError::Listen { path, source })
 }
@@ -282,6 +361,16 @@ pub(super) struct SocketFile {
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
         Ok(Self { path: std::path::absolute(path)?, identity: identity(path)?, left: false })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder that it is in.
+    pub(super) fn folder(&self) -> &Path {
+        self.path.parent().expect("an absolute path of a file has a folder")
     }
 }
 

@@ -180,7 +180,7 @@ pub(super) fn reopen_idle(volume: &impl AsRawFd, config: &VolumeConfig) -> Resul
 }
 
 /// Where the kernel opens what an open file is open on, wherever its path leads by now.
-fn descriptor_path(file: &impl AsRawFd) -> PathBuf {
+pub(super) fn descriptor_path(file: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 

@@ -32,6 +32,7 @@ enum Command {
     SetVolume(Arc<OwnedFd>, Sender<()>),
     ExtendMemory(Arc<GuestMemory>, Sender<Result<(), RingError>>),
     Grow(u64, Sender<()>),
+    Run(Box<dyn FnOnce() + Send>),
 }
 
 /// The handle of a worker's thread. Dropping it ends the thread, after the requests under way.
@@ -168,6 +169,21 @@ impl QueueThread {
         self.ask(|reply| Command::Grow(capacity_bytes, reply))
     }
 
+    /// Runs `body` on the worker's thread, between two requests: what a thread does to itself.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn run_there<T: Send + 'static>(
+        &self,
+        body: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, WorkerGone> {
+        self.ask(|reply| {
+            Command::Run(Box::new(move || {
+                let _ = reply.send(body());
+            }))
+        })
+    }
+
     fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, WorkerGone> {
         let (reply, answer) = mpsc::channel();
         let commands = self.commands.as_ref().ok_or(WorkerGone)?;
@@ -290,6 +306,7 @@ fn obey<E: Engine>(worker: &mut Worker<E>, command: Command) -> io::Result<()> {
             worker.grow(capacity_bytes);
             let _ = reply.send(());
         }
+        Command::Run(body) => body(),
     }
     Ok(())
 }

@@ -24,4 +24,5 @@ mod messages;
 mod migration;
 mod notifications;
 mod power_failure;
+mod sandbox;
 mod small_blocks;

@@ -5,9 +5,9 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -15,8 +15,11 @@ use serde_json::{Value, json};
 
 use super::orders::{Caller, Desk, Order};
 use super::protocol::{Answer, Command, Fault, FaultKind, REQUEST_BYTES_MAX, Request, Status};
+use crate::sandbox::{Role, Sandbox, SandboxError};
 use crate::server::device::Device;
-use crate::server::socket::{self, SocketError, SocketFile};
+use crate::server::error::ServeError;
+use crate::server::peers::Peers;
+use crate::server::socket::{ControlSocket, SocketError, SocketFile};
 use crate::worker::QueueWatcher;
 
 /// Most clients at once; one more is told so and let go.
@@ -35,21 +38,37 @@ pub(in crate::server) struct Service {
 }
 
 impl Service {
-    /// Makes the socket and serves its clients until the process ends. The socket's file goes with the result.
-    pub(in crate::server) fn start(self, path: PathBuf) -> Result<SocketFile, SocketError> {
-        let (listener, file) = socket::bind(path.clone())?;
+    /// Serves the clients of a socket until the process ends, on a thread in the sandbox. The socket's file goes with
+    /// the result.
+    pub(in crate::server) fn start(
+        self,
+        socket: ControlSocket,
+        peers: Peers,
+        sandbox: Sandbox,
+    ) -> Result<SocketFile, ServeError> {
+        let ControlSocket { listener, file } = socket;
+        let path = file.path().to_owned();
+        let (report, confined) = mpsc::channel::<Result<(), SandboxError>>();
         let started = listener.set_nonblocking(false).and_then(|()| {
-            let body = move || Arc::new(self).take_clients_in(&listener);
+            let body = move || {
+                let confined = sandbox.confine(Role::Control);
+                let refused = confined.is_err();
+                if report.send(confined).is_ok() && !refused {
+                    Arc::new(self).take_clients_in(&listener, peers);
+                }
+            };
             thread::Builder::new().name("control".to_owned()).spawn(body)
         });
         started.map_err(|source| SocketError::Listen { path, source })?;
+        confined.recv().map_err(|gone| ServeError::Session(io::Error::other(gone)))??;
         Ok(file)
     }
 
-    fn take_clients_in(self: Arc<Self>, listener: &UnixListener) {
+    fn take_clients_in(self: Arc<Self>, listener: &UnixListener, mut peers: Peers) {
         let clients = Arc::new(AtomicUsize::new(0));
         loop {
             let stream = match listener.accept() {
+                Ok((stream, _)) if !peers.admit_operator(&stream) => continue,
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a client of the control socket");
