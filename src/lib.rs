@@ -74,7 +74,7 @@
 //!   repetition could hide, a failed flush, is never held.
 //! * Key bytes live in [`keys::Secret`], [`cipher::VolumeKey`] and [`cipher::Xts`] only, and beside them, while a
 //!   volume is unlocked, in libcryptsetup, and what an open keystore derives from its key-encryption key: locked,
-//!   wiped, redacted.
+//!   wiped, redacted. A suspended disk's process holds no byte of its key.
 //!
 //! # What is assumed
 //!

@@ -1,6 +1,8 @@
 //! Memory for secrets: locked against swapping, left out of core dumps, not inherited by children, wiped.
 #![expect(unsafe_code, reason = "mmap, mlock and a typed view of the pages they return")]
 
+mod sealed;
+
 use std::fmt;
 use std::hint::black_box;
 use std::io;
@@ -10,6 +12,8 @@ use std::ptr::NonNull;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use zeroize::Zeroize;
+
+pub use sealed::{SealedCopy, read_sealed};
 
 /// The smallest page of any machine that we run on.
 const PAGE_BYTES_MIN: usize = 4096;

@@ -25,7 +25,7 @@ use crate::geometry::{SectorNumber, SectorSize};
 
 pub use iv::{CipherSpec, IvMode, IvNumbering};
 pub use kernel::KernelChoice;
-pub use key::{EqualHalves, VolumeKey};
+pub use key::{EqualHalves, KeyFingerprint, VolumeKey};
 pub use units::AesUnits;
 
 use iv::IvSequence;
@@ -71,6 +71,9 @@ pub enum CipherError {
         /// What the CPU would have to have.
         needs: &'static str,
     },
+    /// Another process has handed over something else than a key.
+    #[error("what was handed over cannot be read as a key")]
+    HandedOver(#[source] io::Error),
     /// The kernel gave no locked memory.
     #[error("no locked memory for key material (is the limit on locked memory, `ulimit -l`, high enough?)")]
     Lock(#[from] io::Error),

@@ -110,7 +110,9 @@ fn status_text(status: &Status) -> String {
     );
     line("write cache", choose(volume.write_cache, "on", "off"));
     line("VMM", choose(status.vmm_connected, "connected", "not connected"));
-    if status.drained {
+    if status.suspended {
+        line("suspended", "the key is wiped, and no queue runs until `sealblk resume`");
+    } else if status.drained {
         line("drained", "no queue runs until `resume`");
     }
     if volume.sync_failed {
@@ -204,6 +206,7 @@ mod tests {
             pid: 77,
             vmm_connected: true,
             drained: true,
+            suspended: false,
             volume,
             queues: vec![busy, QueueView::default()],
         };

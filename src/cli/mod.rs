@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod resolve;
 mod serve;
+mod suspend;
 mod tool_error;
 mod volume;
 
@@ -44,7 +45,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve one encrypted volume as one virtio disk
-    Serve(serve::ServeCommand),
+    Serve(Box<serve::ServeCommand>),
     /// Make a LUKS volume
     Format(volume::FormatCommand),
     /// Show what a volume is and whether it would be served; needs no key
@@ -63,6 +64,10 @@ enum Command {
     Convert(convert::ConvertCommand),
     /// Look after a disk that is being served: status, drain, flush, shutdown
     Control(control::ControlCommand),
+    /// Take the key of a served disk away, and hold its requests until it is back
+    Suspend(suspend::SuspendCommand),
+    /// Fetch the key of a suspended disk and bring it back
+    Resume(Box<suspend::ResumeCommand>),
     /// Become a program that reads disk images, with no rights but to the one on standard input
     #[command(hide = true)]
     ImageTool(convert::ImageToolCommand),
@@ -95,6 +100,8 @@ impl Command {
             Self::Serve(command) => return command.run(),
             Self::Bench(command) => return command.run(),
             Self::Control(command) => return command.run(),
+            Self::Suspend(command) => return command.run(),
+            Self::Resume(command) => return command.run(),
             Self::Format(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Slot(command) => command.run(),

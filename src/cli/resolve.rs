@@ -13,8 +13,8 @@ use crate::inherited::{self, TakeError};
 use crate::keys::{FixedKey, KeyConfigError, KeyManagers, KeyReference, KeySource, ReferenceError};
 use crate::sandbox::{Identity, IdentityError, Mode};
 use crate::server::config::{
-    Confinement, DeviceConfig, Endpoint, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN, SERIAL_BYTES,
-    ServeConfig, VolumeConfig,
+    Confinement, DeviceConfig, Endpoint, KeyConfig, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN,
+    SERIAL_BYTES, ServeConfig, VolumeConfig,
 };
 
 /// Less than the 90 s that systemd gives a service to start.
@@ -108,13 +108,10 @@ impl ServeOptions {
     /// # Errors
     /// See [`ConfigError`].
     pub(super) fn resolve(self) -> Result<ServeConfig, ConfigError> {
-        let format = self.format_config()?;
         let device = self.device_config()?;
-        let keys = self.key_sources()?;
-        let key_timeout =
-            self.key_timeout.map_or(DEFAULT_KEY_TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
+        let key = self.resolve_key()?;
         let volume = VolumeConfig {
-            path: self.blk_file.clone().ok_or(ConfigError::Missing("--blk-file PATH"))?,
+            path: key.volume.clone(),
             read_only: device.read_only,
             direct: self.direct.unwrap_or(Switch::On) == Switch::On,
         };
@@ -126,9 +123,7 @@ impl ServeOptions {
         Ok(ServeConfig {
             endpoint,
             volume,
-            format,
-            keys,
-            key_timeout,
+            key,
             cipher_kernel,
             device,
             engine,
@@ -138,6 +133,19 @@ impl ServeOptions {
             control_socket,
             confinement,
         })
+    }
+
+    /// Settles what concerns the key only.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub(super) fn resolve_key(&self) -> Result<KeyConfig, ConfigError> {
+        let format = self.format_config()?;
+        let sources = self.key_sources()?;
+        let timeout =
+            self.key_timeout.map_or(DEFAULT_KEY_TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
+        let volume = self.blk_file.clone().ok_or(ConfigError::Missing("--blk-file PATH"))?;
+        Ok(KeyConfig { volume, format, sources, timeout })
     }
 
     /// How long to wait for the volume of a VM that comes from elsewhere, if one does.
@@ -292,8 +300,8 @@ mod tests {
             skip_sectors: 0,
             equal_halves: EqualHalves::Refuse,
         };
-        assert_eq!(config.format, FormatConfig::Plain(format));
-        assert_eq!(config.key_timeout, Duration::from_secs(60));
+        assert_eq!(config.key.format, FormatConfig::Plain(format));
+        assert_eq!(config.key.timeout, Duration::from_secs(60));
         assert_eq!(config.volume, VolumeConfig { path: "/v".into(), read_only: false, direct: true });
         let device = DeviceConfig {
             num_queues: default_num_queues(),
@@ -335,7 +343,7 @@ mod tests {
             skip_sectors: 16,
             equal_halves: EqualHalves::Accept,
         };
-        assert_eq!(config.format, FormatConfig::Plain(format));
+        assert_eq!(config.key.format, FormatConfig::Plain(format));
         assert_eq!(config.volume, VolumeConfig { path: "/v".into(), read_only: true, direct: false });
         let device = DeviceConfig {
             num_queues: 5,
@@ -351,9 +359,9 @@ mod tests {
         assert_eq!(config.control_socket, Some("/c".into()));
         assert_eq!(config.incoming, Some(Duration::from_secs(7)));
         assert_eq!(config.cipher_kernel, KernelChoice::Portable);
-        let keys: Vec<String> = config.keys.iter().map(|key| key.reference().to_string()).collect();
+        let keys: Vec<String> = config.key.sources.iter().map(|key| key.reference().to_string()).collect();
         assert_eq!(keys, ["fd:9"]);
-        assert_eq!(config.key_timeout, Duration::from_secs(5));
+        assert_eq!(config.key.timeout, Duration::from_secs(5));
     }
 
     #[test]

@@ -312,7 +312,7 @@ impl ServeCommand {
 }
 
 impl ServeOptions {
-    fn from_file(path: &Path) -> Result<Self, ConfigError> {
+    pub(super) fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path)
             .map_err(|source| ConfigError::FileUnreadable { path: path.to_owned(), source })?;
         // Of a syntax error only the statement is shown: the line itself may hold what does not belong there.
@@ -325,7 +325,7 @@ impl ServeOptions {
 
     /// These options, except where `other` has a say. The socket is one choice, whichever option makes it; and
     /// gates are not added up, so that a command line which names its own is all there is to know.
-    fn overridden_by(self, other: Self) -> Self {
+    pub(super) fn overridden_by(self, other: Self) -> Self {
         let has_socket = other.socket_path.is_some()
             || other.fd.is_some()
             || other.connect.is_some()

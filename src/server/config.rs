@@ -33,12 +33,8 @@ pub struct ServeConfig {
     pub endpoint: Endpoint,
     /// Where the bytes lie.
     pub volume: VolumeConfig,
-    /// What they mean.
-    pub format: FormatConfig,
-    /// Where to look for the key, in order; none for formats without one.
-    pub keys: Vec<KeySource>,
-    /// How long to try again while none of them can be reached.
-    pub key_timeout: Duration,
+    /// What they mean, and how to learn it.
+    pub key: KeyConfig,
     /// What encrypts, for formats that have a key.
     pub cipher_kernel: KernelChoice,
     /// What the guest sees.
@@ -67,6 +63,19 @@ pub struct Confinement {
     pub identity: Option<Identity>,
     /// Users whose VMMs may connect, beside root and the process's own.
     pub allowed_uids: Vec<u32>,
+}
+
+/// A volume's key and format.
+#[derive(Debug)]
+pub struct KeyConfig {
+    /// The volume's path.
+    pub volume: PathBuf,
+    /// What the bytes on it mean.
+    pub format: FormatConfig,
+    /// Where to look for the key, in order; none for formats without one.
+    pub sources: Vec<KeySource>,
+    /// How long to try again while none of them can be reached.
+    pub timeout: Duration,
 }
 
 /// The vhost-user socket.

@@ -8,6 +8,7 @@ use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
 use super::config::{CacheMode, DeviceConfig, DiscardPolicy};
 use super::control::protocol::VolumeStatus;
+use super::suspension::KeyShape;
 use super::tenure::{Tenure, TenureError};
 use crate::format::{self, FormatError, PayloadExtent};
 use crate::geometry::{Geometry, SectorSize};
@@ -28,8 +29,12 @@ pub(super) struct Device {
     /// The size of the disk. It grows; the one in `disk` is where it began.
     capacity_bytes: AtomicU64,
     cache: Mutex<Cache>,
+    /// What is known of the key; `None` for a volume that is not encrypted.
+    key_shape: Option<KeyShape>,
     /// The operator lets no queue run.
     drained: AtomicBool,
+    /// The key was taken away.
+    suspended: AtomicBool,
     /// There is a front end.
     connected: AtomicBool,
 }
@@ -46,11 +51,24 @@ struct Cache {
 }
 
 impl Device {
-    pub(super) fn new(disk: Disk, config: DeviceConfig, tenure: Tenure, extent: PayloadExtent) -> Self {
+    /// A disk whose queues have the key already: none of it is kept here.
+    pub(super) fn new(
+        disk: Disk,
+        key_shape: Option<KeyShape>,
+        config: DeviceConfig,
+        tenure: Tenure,
+        extent: PayloadExtent,
+    ) -> Self {
+        let volume = match key_shape {
+            Some(_) => Arc::new(disk.volume.with_cipher(None)),
+            None => disk.volume,
+        };
+        let disk = Disk { volume, ..disk };
+        let suspended = AtomicBool::new(false);
         let cache = Mutex::new(Cache { writeback: config.cache == CacheMode::Writeback, known: false });
         let (drained, connected) = (AtomicBool::new(false), AtomicBool::new(false));
         let capacity_bytes = AtomicU64::new(disk.view.geometry.capacity_bytes);
-        Self { disk, config, tenure, extent, capacity_bytes, cache, drained, connected }
+        Self { disk, config, tenure, extent, capacity_bytes, cache, key_shape, drained, suspended, connected }
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -65,6 +83,21 @@ impl Device {
     /// Notes what the operator wants; the session stops and starts the queues.
     pub(super) fn set_drained(&self, drained: bool) {
         self.drained.store(drained, Ordering::Relaxed);
+    }
+
+    /// What is known of the key.
+    pub(super) fn key_shape(&self) -> Option<&KeyShape> {
+        self.key_shape.as_ref()
+    }
+
+    /// Whether the key was taken away.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the key was taken away.
+    pub(super) fn set_suspended(&self, suspended: bool) {
+        self.suspended.store(suspended, Ordering::Relaxed);
     }
 
     /// Whether there is a front end.

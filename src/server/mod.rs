@@ -22,6 +22,7 @@ mod session;
 mod socket;
 pub mod startup;
 mod stop;
+mod suspension;
 mod tenure;
 pub mod volume_file;
 
@@ -45,6 +46,7 @@ use front_end::{End, Reception};
 use peers::Peers;
 use socket::Sockets;
 use stop::StopSignal;
+use suspension::KeyShape;
 use tenure::Tenure;
 
 use crate::cipher::{KernelChoice, Xts};
@@ -83,11 +85,11 @@ pub fn serve(mut config: ServeConfig) -> Result<(), ServeError> {
         ErrorPolicy::Report => OnError::Report,
         ErrorPolicy::Stop => OnError::Stop { page_cached: !config.volume.direct },
     };
-    let disk =
+    let (disk, key_shape) =
         make_disk(opened.unlocked, opened.logical_block, config.cipher_kernel, &config.device, on_error)?;
     let volume = tenure.volume();
     let threads = spawn_queues(&disk, &config, &volume, &stop, sandbox)?;
-    let device = Arc::new(Device::new(disk, config.device, tenure, extent));
+    let device = Arc::new(Device::new(disk, key_shape, config.device, tenure, extent));
     let uid = config.confinement.identity.map(|identity| identity.uid());
     let mut peers = Peers::new(uid, config.confinement.allowed_uids.clone());
     let sockets = Sockets::open(config.endpoint, config.control_socket, &config.confinement)?;
@@ -130,19 +132,21 @@ fn make_disk(
     cipher_kernel: KernelChoice,
     config: &DeviceConfig,
     on_error: OnError,
-) -> Result<Disk, ServeError> {
+) -> Result<(Disk, Option<KeyShape>), ServeError> {
     let geometry = unlocked.geometry;
-    let xts = match unlocked.encryption {
+    let (xts, key_shape) = match unlocked.encryption {
         Some(Encryption { key, iv }) => {
             let xts = Xts::with_kernel(&key, geometry.sector_size, iv, cipher_kernel)?;
             tracing::info!(kernel = %xts.kernel(), "cipher ready");
-            Some(xts)
+            let fingerprint = key.fingerprint().map_err(ServeError::Session)?;
+            let kernel = xts.kernel();
+            (Some(xts), Some(KeyShape { fingerprint, sector_size: geometry.sector_size, iv, kernel }))
         }
-        None => None,
+        None => (None, None),
     };
     let view = device::disk_view(geometry, logical_block, config);
     let volume = Volume::new(geometry, xts).with_logical_block(logical_block).with_on_error(on_error);
-    Ok(Disk { volume: Arc::new(volume), view, serial: config.serial })
+    Ok((Disk { volume: Arc::new(volume), view, serial: config.serial }, key_shape))
 }
 
 const _: () = assert!(config::NUM_QUEUES_MAX as usize <= worker::MAX_WORKERS, "one worker for each queue");

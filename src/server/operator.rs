@@ -8,6 +8,7 @@ use super::device::Device;
 use super::front_end::{End, Reception};
 use super::session::Session;
 use super::socket::Socket;
+use super::suspension::{resume_with_key, suspend};
 use crate::format::PayloadExtent;
 use crate::worker::QueueThread;
 
@@ -15,11 +16,16 @@ use crate::worker::QueueThread;
 /// if that was the order.
 pub(super) fn obey_next(reception: &Reception<'_>, session: Option<&mut Session<'_>>) -> Option<End> {
     let Reception { device, threads, stop, hands_over } = reception;
-    let (order, caller) = stop.next_order()?;
+    let (order, mut caller) = stop.next_order()?;
     tracing::info!(?order, "order of the operator");
     let outcome = match order {
         Order::Drain => drain(device, threads, session),
         Order::Resume => resume(device, session),
+        Order::Suspend => suspend(device, threads, session),
+        Order::ResumeKey => {
+            let key = caller.as_mut().and_then(Caller::take_descriptor);
+            resume_with_key(device, threads, session, key)
+        }
         Order::Resize => resize(device, threads, session).map(|resized| json!(resized)),
         Order::Shutdown => return caller.map(End::Shutdown),
         Order::TakeOver if *hands_over => return caller.map(End::TakeOver),
@@ -54,7 +60,7 @@ pub(super) fn hand_over(device: &Device, socket: &mut Socket, caller: Caller) ->
 }
 
 /// Lets no queue run, and makes durable what they did.
-fn drain(
+pub(super) fn drain(
     device: &Device,
     threads: &[QueueThread],
     session: Option<&mut Session<'_>>,
@@ -74,7 +80,10 @@ fn drain(
 }
 
 /// Ends a drain.
-fn resume(device: &Device, session: Option<&mut Session<'_>>) -> Result<Value, Fault> {
+pub(super) fn resume(device: &Device, session: Option<&mut Session<'_>>) -> Result<Value, Fault> {
+    if device.is_suspended() {
+        return Err(Fault::refused("the key is wiped: `sealblk resume` brings it back"));
+    }
     device.set_drained(false);
     if let Some(session) = session {
         session.proceed().map_err(Fault::failed)?;

@@ -2,11 +2,12 @@
 
 use tracing::{debug, info};
 
-use super::config::{Endpoint, ServeConfig};
+use super::config::{Endpoint, KeyConfig, ServeConfig};
 use super::control::client;
 use super::error::ServeError;
 use super::volume_file::{OpenedVolume, open_beside_others, open_incoming, open_volume};
-use crate::format::{self, PayloadExtent, Unlocked, header_lock};
+use crate::cipher::VolumeKey;
+use crate::format::{self, FormatError, PayloadExtent, Unlocked, header_lock};
 use crate::geometry::SectorSize;
 use crate::keys;
 
@@ -31,7 +32,7 @@ pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
         None => open_volume(&config.volume)?,
         Some(_) => open_incoming(&config.volume)?,
     };
-    let unlocked = unlock(config, &volume)?;
+    let unlocked = unlock(&config.key, &volume)?;
     ready(config, volume, unlocked)
 }
 
@@ -43,7 +44,7 @@ pub fn open_disk(config: &ServeConfig) -> Result<Disk, ServeError> {
 pub fn take_over(config: &ServeConfig) -> Result<Option<(Disk, Endpoint)>, ServeError> {
     let Endpoint::TakeOver(control_socket) = &config.endpoint else { return Ok(None) };
     let served = open_beside_others(&config.volume.path, false)?;
-    let mut unlocked = unlock(config, &served)?;
+    let mut unlocked = unlock(&config.key, &served)?;
     logical_block(unlocked.geometry.sector_size, config.device.logical_block)?;
     drop(served);
     info!("ready to take over");
@@ -56,11 +57,21 @@ pub fn take_over(config: &ServeConfig) -> Result<Option<(Disk, Endpoint)>, Serve
     Ok(Some((ready(config, volume, unlocked)?, endpoint)))
 }
 
+/// Fetches the key of a volume that another process serves.
+///
+/// # Errors
+/// See [`ServeError`].
+pub fn fetch_volume_key(config: &KeyConfig) -> Result<VolumeKey, ServeError> {
+    let served = open_beside_others(&config.volume, false)?;
+    let unlocked = unlock(config, &served)?;
+    Ok(unlocked.encryption.ok_or(FormatError::SecretUnused)?.key)
+}
+
 /// Fetches the key, and unlocks the volume with it.
-fn unlock(config: &ServeConfig, volume: &OpenedVolume) -> Result<Unlocked, ServeError> {
-    let secret = match config.keys.as_slice() {
+fn unlock(config: &KeyConfig, volume: &OpenedVolume) -> Result<Unlocked, ServeError> {
+    let secret = match config.sources.as_slice() {
         [] => None,
-        keys => Some(keys::fetch_first(keys, config.key_timeout)?),
+        keys => Some(keys::fetch_first(keys, config.timeout)?),
     };
     Ok(config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?)
 }

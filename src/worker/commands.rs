@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Worker;
 use super::monitor::{Monitor, QueueState};
 use super::queue::{Queue, QueueError, QueueSetup};
+use crate::cipher::Xts;
 use crate::guest::GuestMemory;
 use crate::io::{Engine, Wait, Wake};
 use crate::virtio::{RingError, RingState};
@@ -92,6 +93,12 @@ impl<E: Engine> Worker<E> {
     pub fn set_volume(&mut self, volume: Arc<OwnedFd>) -> io::Result<()> {
         assert!(self.queue.is_none(), "a queue may have requests under way");
         self.engine.set_volume(volume)
+    }
+
+    /// Takes the key away, or gives it back, while there is no queue.
+    pub fn set_cipher(&mut self, xts: Option<Arc<Xts>>) {
+        assert!(self.queue.is_none(), "a queue may have requests under way");
+        self.disk.volume = Arc::new(self.disk.volume.with_cipher(xts));
     }
 
     /// Lets requests reach further: the disk has grown to `capacity_bytes`.

@@ -12,8 +12,10 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Disk, Monitor, QueueError, QueueSetup, QueueView, Worker};
+use crate::cipher::Xts;
 use crate::guest::{DirtyLog, GuestMemory};
 use crate::io::{Engine, SlotPool};
+use crate::locked::wipe_dead_stack;
 use crate::virtio::{RingError, RingState};
 
 /// The thread has ended: its engine broke down, and it has said so in the log.
@@ -32,6 +34,7 @@ enum Command {
     SetVolume(Arc<OwnedFd>, Sender<()>),
     ExtendMemory(Arc<GuestMemory>, Sender<Result<(), RingError>>),
     Grow(u64, Sender<()>),
+    SetCipher(Option<Arc<Xts>>, Sender<()>),
     Run(Box<dyn FnOnce() + Send>),
 }
 
@@ -151,6 +154,14 @@ impl QueueThread {
     /// When the worker has ended.
     pub fn set_volume(&self, volume: Arc<OwnedFd>) -> Result<(), WorkerGone> {
         self.ask(|reply| Command::SetVolume(volume, reply))
+    }
+
+    /// Takes the key away, or gives it back, while there is no queue. Of the last one nothing is held any more.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn set_cipher(&self, xts: Option<Arc<Xts>>) -> Result<(), WorkerGone> {
+        self.ask(|reply| Command::SetCipher(xts, reply))
     }
 
     /// Moves the queue to memory that has all its regions and more.
@@ -304,6 +315,12 @@ fn obey<E: Engine>(worker: &mut Worker<E>, command: Command) -> io::Result<()> {
         }
         Command::Grow(capacity_bytes, reply) => {
             worker.grow(capacity_bytes);
+            let _ = reply.send(());
+        }
+        Command::SetCipher(xts, reply) => {
+            worker.set_cipher(xts);
+            // Some ciphers spill round keys.
+            wipe_dead_stack();
             let _ = reply.send(());
         }
         Command::Run(body) => body(),

@@ -30,13 +30,33 @@ pub enum OnError {
     },
 }
 
-/// One served volume, shared by its queue threads.
-#[derive(Debug)]
+/// What is between guest and storage.
+#[derive(Clone, Debug)]
+enum Cipher {
+    /// The volume is not encrypted.
+    None,
+    Xts(Arc<Xts>),
+    /// The key was taken away. Nothing may be asked of it: no queue runs.
+    Withheld,
+}
+
+impl Cipher {
+    fn xts(&self) -> Option<&Xts> {
+        match self {
+            Self::None => None,
+            Self::Xts(xts) => Some(xts),
+            // Anything else would put the guest's data on storage in clear.
+            Self::Withheld => panic!("a volume without its key is served to nobody"),
+        }
+    }
+}
+
+/// One served volume. Each queue thread has a clone, for what is shared is behind it.
+#[derive(Clone, Debug)]
 pub struct Volume {
     geometry: Geometry,
-    /// `None` for a volume that is not encrypted.
-    xts: Option<Xts>,
-    writeback: AtomicBool,
+    cipher: Cipher,
+    writeback: Arc<AtomicBool>,
     on_error: OnError,
     peers: Arc<Peers>,
     syncs: Arc<Syncs>,
@@ -52,13 +72,20 @@ impl Volume {
         let peers = Arc::new(Peers::new());
         Self {
             geometry,
-            xts,
-            writeback: AtomicBool::new(true),
+            cipher: xts.map_or(Cipher::None, |xts| Cipher::Xts(Arc::new(xts))),
+            writeback: Arc::new(AtomicBool::new(true)),
             on_error: OnError::Report,
             syncs: Arc::new(Syncs::new(Arc::clone(&peers))),
             peers,
             locks: None,
         }
+    }
+
+    /// The same encrypted volume with its key, or without: then no queue may run on it.
+    #[must_use]
+    pub fn with_cipher(&self, xts: Option<Arc<Xts>>) -> Self {
+        assert!(self.is_encrypted(), "there is no key to take away or to give");
+        Self { cipher: xts.map_or(Cipher::Withheld, Cipher::Xts), ..self.clone() }
     }
 
     /// Lets requests consist of blocks of this size, which may be less than the sector size.
@@ -112,7 +139,7 @@ impl Volume {
 
     /// Whether there is a cipher between guest and storage.
     pub fn is_encrypted(&self) -> bool {
-        self.xts.is_some()
+        !matches!(self.cipher, Cipher::None)
     }
 
     /// Whether writes may complete before they are durable.
@@ -189,7 +216,7 @@ impl Volume {
         len_bytes: usize,
     ) {
         let slot = slot.bytes_mut(len_bytes);
-        let Some(xts) = &self.xts else {
+        let Some(xts) = self.cipher.xts() else {
             let copied = data.copy_in(cursor, slot);
             debug_assert_eq!(copied, slot.len(), "the request was checked to have its data");
             return;
@@ -217,7 +244,7 @@ impl Volume {
         cursor: &mut Cursor,
     ) {
         let slot = slot.bytes_mut(len_bytes);
-        let Some(xts) = &self.xts else {
+        let Some(xts) = self.cipher.xts() else {
             let copied = data.copy_out(cursor, slot);
             debug_assert_eq!(copied, slot.len(), "the request was checked to have its data");
             return;
@@ -265,7 +292,7 @@ impl Volume {
             }
             None => part.fill(0),
         }
-        if let Some(xts) = &self.xts {
+        if let Some(xts) = self.cipher.xts() {
             let sector = self.sectors_of(range);
             xts.encrypt_in_place(sector.first(), slot.bytes_mut(sector.len_bytes as usize));
         }
@@ -275,7 +302,7 @@ impl Volume {
     fn decrypted_part<'slot>(&self, slot: &'slot mut Slot, range: SectorRange) -> &'slot mut [u8] {
         let sectors = self.sectors_of(range);
         let bytes = slot.bytes_mut(sectors.len_bytes as usize);
-        if let Some(xts) = &self.xts {
+        if let Some(xts) = self.cipher.xts() {
             xts.decrypt_in_place(sectors.first(), bytes);
         }
         let start = (range.offset_bytes - sectors.offset_bytes) as usize;
@@ -286,7 +313,7 @@ impl Volume {
     pub fn encrypt_zeroes(&self, slot: &mut Slot, first: SectorNumber, len_bytes: usize) {
         let slot = slot.bytes_mut(len_bytes);
         slot.fill(0);
-        if let Some(xts) = &self.xts {
+        if let Some(xts) = self.cipher.xts() {
             xts.encrypt_in_place(first, slot);
         }
     }

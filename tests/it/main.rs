@@ -17,6 +17,7 @@ mod golden;
 mod hand_over;
 mod harness;
 mod hostile;
+mod key_memory;
 mod late_writes;
 mod lifecycle;
 mod managed_key;

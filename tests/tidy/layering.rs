@@ -19,7 +19,7 @@ pub(crate) const FLOORS: &[(&str, &[&str])] = &[
     ("keys", &["inherited", "locked"]),
     ("format", &["cipher", "geometry", "keys", "locked"]),
     ("virtio", &["geometry", "guest"]),
-    ("worker", &["cipher", "geometry", "guest", "io", "throttle", "virtio"]),
+    ("worker", &["cipher", "geometry", "guest", "io", "locked", "throttle", "virtio"]),
     (
         "server",
         &[

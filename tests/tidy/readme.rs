@@ -9,6 +9,8 @@ const EXPLAINED: &[(&str, &str)] = &[
     ("serve", "README.md"),
     ("bench", "README.md"),
     ("control", "docs/control.md"),
+    ("suspend", "docs/control.md"),
+    ("resume", "README.md"),
     ("format", "docs/volumes.md"),
     ("inspect", "docs/volumes.md"),
     ("slot list", "docs/volumes.md"),

@@ -1,18 +1,22 @@
 //! The client's end of the control socket.
 
-use std::io::{self, BufRead, BufReader, IoSliceMut, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::super::config::Endpoint;
 use super::protocol::{ANSWER_BYTES_MAX, Answer, Command, Fault, HandedOver, Outcome, Request, VERSION};
+use crate::cipher::VolumeKey;
 
 /// Why a command did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +74,22 @@ impl Client {
         }
     }
 
+    /// Hands the key back to a server that has none, and waits until it serves again.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub fn ask_with_key(&mut self, key: &VolumeKey) -> Result<Value, ControlError> {
+        let exchanged = key.to_sealed().and_then(|copy| {
+            self.send_with(Command::ResumeKey, copy.descriptor())?;
+            self.receive()
+        });
+        match exchanged {
+            Ok(Outcome::Result(result)) => Ok(result),
+            Ok(Outcome::Error(fault)) => Err(fault.into()),
+            Err(source) => Err(ControlError::NoAnswer { path: self.path.clone(), source }),
+        }
+    }
+
     /// Reads a result of the server's.
     ///
     /// # Errors
@@ -85,8 +105,23 @@ impl Client {
         self.stream.get_mut().write_all(&line)
     }
 
+    fn send_with(&mut self, command: Command, descriptor: &OwnedFd) -> io::Result<()> {
+        let mut line = serde_json::to_vec(&Request::new(command))?;
+        line.push(b'\n');
+        let descriptors = [descriptor.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)), "there is room for one");
+        let sent = sendmsg(self.stream.get_ref(), &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
+        if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
     fn exchange(&mut self, command: Command) -> io::Result<Outcome> {
         self.send(command)?;
+        self.receive()
+    }
+
+    fn receive(&mut self) -> io::Result<Outcome> {
         let mut answer = Vec::new();
         self.stream.by_ref().take(ANSWER_BYTES_MAX as u64).read_until(b'\n', &mut answer)?;
         if answer.last() != Some(&b'\n') {

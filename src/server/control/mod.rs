@@ -5,6 +5,7 @@
 //! alone does that, and it waits for orders beside the front end's messages. The other end is [`client`].
 
 pub mod client;
+mod incoming;
 pub(super) mod orders;
 pub mod protocol;
 pub(super) mod service;

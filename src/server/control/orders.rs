@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,8 @@ use super::protocol::{Answer, Fault, FaultKind};
 pub(in crate::server) enum Order {
     Drain,
     Resume,
+    Suspend,
+    ResumeKey,
     Resize,
     TakeOver,
     Shutdown,
@@ -29,6 +31,8 @@ pub(in crate::server) enum Order {
 pub(in crate::server) struct Caller {
     stream: UnixStream,
     id: Option<Value>,
+    /// What came with the order.
+    descriptor: Option<OwnedFd>,
     /// Its client's thread reads on when it is told here.
     waiting: Sender<()>,
 }
@@ -37,7 +41,17 @@ impl Caller {
     /// Someone who is told here that it was answered; the way ends when it was not.
     pub(super) fn new(stream: UnixStream, id: Option<Value>) -> (Self, Receiver<()>) {
         let (waiting, answered) = mpsc::channel();
-        (Self { stream, id, waiting }, answered)
+        (Self { stream, id, descriptor: None, waiting }, answered)
+    }
+
+    /// The same with the descriptor that came with the order.
+    pub(super) fn with_descriptor(self, descriptor: Option<OwnedFd>) -> Self {
+        Self { descriptor, ..self }
+    }
+
+    /// The descriptor that came with the order, once.
+    pub(in crate::server) fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
     }
 
     /// Says what came of the order. The main thread waits for nobody: who does not read is cut off.

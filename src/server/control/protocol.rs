@@ -26,6 +26,10 @@ pub enum Command {
     Drain,
     /// To end a drain.
     Resume,
+    /// To drain, and to wipe the key.
+    Suspend,
+    /// To take the key back, which comes with the request as a sealed memory file, and to let the queues run.
+    ResumeKey,
     /// To show the guest how far the volume has grown: [`Resized`].
     Resize,
     /// To make everything answered so far durable.
@@ -174,6 +178,9 @@ pub struct Status {
     pub vmm_connected: bool,
     /// Whether the operator lets no queue run.
     pub drained: bool,
+    /// Whether the key is wiped.
+    #[serde(default)]
+    pub suspended: bool,
     /// The volume.
     pub volume: VolumeStatus,
     /// Each queue, from 0 on.

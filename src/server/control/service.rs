@@ -4,6 +4,7 @@
 //! bounded, what it does not read is not kept, and nobody but its own thread waits for it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::incoming::Incoming;
 use super::orders::{Caller, Desk, Order};
 use super::protocol::{Answer, Command, Fault, FaultKind, REQUEST_BYTES_MAX, Request, Status};
 use crate::sandbox::{Role, Sandbox, SandboxError};
@@ -95,7 +97,7 @@ impl Service {
             let message = format!("{CLIENTS_MAX} clients are connected already");
             return send(stream, None, Err(Fault::refused(message)));
         }
-        let mut reader = BufReader::new(stream);
+        let mut reader = BufReader::new(Incoming::new(stream));
         loop {
             let line = match read_line(&mut reader)? {
                 Line::Whole(line) => line,
@@ -106,13 +108,13 @@ impl Service {
                 }
             };
             match Request::parse(&line) {
-                Ok(request) => self.obey(request, stream)?,
+                Ok(request) => self.obey(request, stream, reader.get_mut().take_descriptor())?,
                 Err(answer) => (&*stream).write_all(&answer.line())?,
             }
         }
     }
 
-    fn obey(&self, request: Request, stream: &UnixStream) -> io::Result<()> {
+    fn obey(&self, request: Request, stream: &UnixStream, descriptor: Option<OwnedFd>) -> io::Result<()> {
         let order = match request.command {
             Command::Status => {
                 let status = serde_json::to_value(self.status()).map_err(io::Error::from)?;
@@ -130,12 +132,14 @@ impl Service {
             }
             Command::Drain => Order::Drain,
             Command::Resume => Order::Resume,
+            Command::Suspend => Order::Suspend,
+            Command::ResumeKey => Order::ResumeKey,
             Command::Resize => Order::Resize,
             Command::TakeOver => Order::TakeOver,
             Command::Shutdown => Order::Shutdown,
         };
         let (caller, answered) = Caller::new(stream.try_clone()?, request.id);
-        self.desk.give(order, caller);
+        self.desk.give(order, caller.with_descriptor(descriptor));
         // The main thread has ended when it does not answer, or this client does not read.
         answered.recv().map_err(|_| io::ErrorKind::ConnectionAborted.into())
     }
@@ -146,6 +150,7 @@ impl Service {
             pid: std::process::id(),
             vmm_connected: self.device.is_connected(),
             drained: self.device.is_drained(),
+            suspended: self.device.is_suspended(),
             volume: self.device.status(),
             queues: self.queues.iter().map(QueueWatcher::view).collect(),
         }
