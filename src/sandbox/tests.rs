@@ -1,5 +1,6 @@
 //! Threads of every role try what they may not, each in a process of its own, since the sandbox ends it.
 #![expect(unsafe_code, reason = "system calls that no library would make here")]
+#![expect(clippy::print_stderr, reason = "one process tells another")]
 
 use std::fs::{self, File, OpenOptions};
 use std::net::TcpStream;
