@@ -271,7 +271,7 @@ mod tests {
     use crate::format::passphrase::PassphraseHash;
     use crate::format::plain::{KeySize, PlainFormat, PlainSecret};
     use crate::geometry::SectorSize;
-    use crate::server::config::{CacheMode, DiscardPolicy, EngineKind, FormatConfig};
+    use crate::server::config::{CacheMode, DiscardPolicy, EngineChoice, FormatConfig};
 
     const LEAST: &str = "socket-path = '/s'\nblk-file = '/v'\n";
 
@@ -314,7 +314,7 @@ mod tests {
         };
         assert_eq!(config.device, device);
         assert!((1..=16).contains(&default_num_queues()));
-        assert_eq!((config.engine, config.once), (EngineKind::Uring, false));
+        assert_eq!((config.engine, config.once), (EngineChoice::Auto, false));
         assert_eq!(config.control_socket, None);
         assert_eq!(config.incoming, None);
         assert_eq!(config.confinement, Confinement::default());
@@ -355,7 +355,7 @@ mod tests {
             read_only: true,
         };
         assert_eq!(config.device, device);
-        assert_eq!((config.engine, config.once), (EngineKind::Blocking, true));
+        assert_eq!((config.engine, config.once), (EngineChoice::Blocking, true));
         assert_eq!(config.control_socket, Some("/c".into()));
         assert_eq!(config.incoming, Some(Duration::from_secs(7)));
         assert_eq!(config.cipher_kernel, KernelChoice::Portable);

@@ -16,7 +16,7 @@ use super::resolve::ConfigError;
 use crate::cipher::KernelChoice;
 use crate::sandbox::Mode as SandboxMode;
 use crate::server;
-use crate::server::config::{CacheMode, DiscardPolicy, EngineKind, ErrorPolicy};
+use crate::server::config::{CacheMode, DiscardPolicy, EngineChoice, ErrorPolicy};
 
 /// What `--print-capabilities` prints: the block features of QEMU's `vhost-user.json`.
 pub(super) const CAPABILITIES: &str = r#"{"type": "block", "features": ["read-only", "blk-file"]}"#;
@@ -169,9 +169,9 @@ pub(super) struct ServeOptions {
     #[arg(long, value_name = "POLICY", help_heading = DEVICE)]
     pub(super) discard: Option<DiscardPolicy>,
 
-    /// What moves bytes between memory and storage [default: uring]
+    /// What moves bytes between memory and storage [default: auto]
     #[arg(long, help_heading = PROCESS)]
-    pub(super) engine: Option<EngineKind>,
+    pub(super) engine: Option<EngineChoice>,
     /// Serve a VM that is migrated to here: the volume stays with the process that serves it until the guest goes on
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_possible_values = true, help_heading = PROCESS)]

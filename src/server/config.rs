@@ -10,6 +10,7 @@ use crate::format::luks::LuksFormat;
 use crate::format::plain::PlainFormat;
 use crate::format::unencrypted::UnencryptedFormat;
 use crate::geometry::SectorSize;
+use crate::io::uring;
 use crate::keys::KeySource;
 use crate::sandbox::{Identity, Mode};
 
@@ -40,7 +41,7 @@ pub struct ServeConfig {
     /// What the guest sees.
     pub device: DeviceConfig,
     /// What moves the bytes.
-    pub engine: EngineKind,
+    pub engine: EngineChoice,
     /// Serve a VM that comes from another process, which has the volume until then: how long that process may take to
     /// let go of it once the guest is to go on here.
     pub incoming: Option<Duration>,
@@ -178,13 +179,37 @@ pub enum DiscardPolicy {
     Pass,
 }
 
-/// What moves bytes between memory and storage.
+/// What is to move bytes between memory and storage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum EngineKind {
-    /// io_uring
+pub enum EngineChoice {
+    /// `blocking` for a volume on tmpfs, where io_uring would hand each operation to a thread of the kernel's; `uring`
+    /// for all others
     #[default]
+    Auto,
+    /// io_uring
     Uring,
-    /// One blocking system call at a time, for kernels without io_uring
+    /// One blocking system call at a time: for kernels without io_uring
     Blocking,
+}
+
+/// What moves bytes between memory and storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EngineKind {
+    /// io_uring.
+    Uring,
+    /// One blocking system call at a time.
+    Blocking,
+}
+
+impl EngineChoice {
+    /// What it comes to for that volume.
+    pub(super) fn settle(self, volume: &OwnedFd) -> EngineKind {
+        match self {
+            Self::Uring => EngineKind::Uring,
+            Self::Blocking => EngineKind::Blocking,
+            Self::Auto if uring::works_by_itself_on(volume) => EngineKind::Uring,
+            Self::Auto => EngineKind::Blocking,
+        }
+    }
 }

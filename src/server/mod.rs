@@ -88,7 +88,8 @@ pub fn serve(mut config: ServeConfig) -> Result<(), ServeError> {
     let (disk, key_shape) =
         make_disk(opened.unlocked, opened.logical_block, config.cipher_kernel, &config.device, on_error)?;
     let volume = tenure.volume();
-    let threads = spawn_queues(&disk, &config, &volume, &stop, sandbox)?;
+    let engine = config.engine.settle(&volume);
+    let threads = spawn_queues(&disk, engine, config.device.num_queues, &volume, &stop, sandbox)?;
     let device = Arc::new(Device::new(disk, key_shape, config.device, tenure, extent));
     let uid = config.confinement.identity.map(|identity| identity.uid());
     let mut peers = Peers::new(uid, config.confinement.allowed_uids.clone());
@@ -96,7 +97,7 @@ pub fn serve(mut config: ServeConfig) -> Result<(), ServeError> {
     let files = sockets.files(volume, !config.volume.read_only);
     let role = Role::Session { connects: files.vmm_socket.is_some() };
     let identity = config.confinement.identity;
-    Enclosure { sandbox, identity, engine: config.engine, threads: &threads, files }.close()?;
+    Enclosure { sandbox, identity, engine, threads: &threads, files }.close()?;
     let Sockets { mut socket, control } = sockets;
     let control = control.map(|control| {
         let queues = threads.iter().map(QueueThread::watcher).collect();
@@ -154,7 +155,8 @@ const _: () = assert!(config::NUM_QUEUES_MAX as usize <= worker::MAX_WORKERS, "o
 /// One thread for each queue, each with its own engine and slots.
 fn spawn_queues(
     disk: &Disk,
-    config: &ServeConfig,
+    engine: EngineKind,
+    num_queues: u16,
     backing: &Arc<OwnedFd>,
     stop: &StopSignal,
     sandbox: Sandbox,
@@ -164,7 +166,7 @@ fn spawn_queues(
         let slots = SlotPool::new(PoolShape::default()).map_err(ServeError::Session)?;
         let on_failure = stop.failure_descriptor().map_err(ServeError::Session)?;
         let backing = Arc::clone(backing);
-        match config.engine {
+        match engine {
             EngineKind::Uring => {
                 let make = move |slots: &SlotPool| {
                     let engine = Uring::new(backing, slots, worker::max_ops(slots))?;
@@ -185,5 +187,5 @@ fn spawn_queues(
             }
         }
     };
-    (0..config.device.num_queues).map(spawn).collect()
+    (0..num_queues).map(spawn).collect()
 }

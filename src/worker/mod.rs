@@ -55,6 +55,9 @@ const MAX_REQUESTS: u32 = 256;
 const MAX_TAKEN_PER_TURN: usize = 32;
 /// Operations that are handed to the kernel without waiting for more.
 const SUBMIT_BATCH: usize = 16;
+/// Pieces of this size are handed over by themselves, and looked after at once: when storage answers right away, their
+/// bytes are still in this CPU's cache.
+const LARGE_PIECE_BYTES: u64 = 64 << 10;
 /// Most pieces of one request that are under way at once.
 const MAX_PIECES_PER_REQUEST: u32 = 8;
 /// Operations without a slot (flushes, discards) that may be under way at once.
@@ -148,7 +151,7 @@ impl<E: Engine> Worker<E> {
         let published = self.publish();
         let repeated = self.advance_repeats() | self.retry_if_told();
         let taken = self.take_requests();
-        let began = self.begin_backlog();
+        let began = self.begin_backlog()?;
         if taken || began {
             self.monitor.set_in_flight(self.requests.count());
         }
@@ -166,17 +169,26 @@ impl<E: Engine> Worker<E> {
         Ok(busy)
     }
 
-    /// Sleeps until there may be something to do, after a turn that had nothing. Looks again for a moment
-    /// first, since sleeping and waking cost more than a short wait.
+    /// Waits until there may be something to do, after a turn that had nothing. Looks again for a moment first, in
+    /// the ring and at storage, since sleeping and waking cost more than a short wait, on both sides: a driver that
+    /// finds us awake does not have to kick.
     ///
     /// # Errors
     /// When the engine is of no further use.
     pub fn wait(&mut self) -> io::Result<()> {
-        if self.pieces.count() > 0 && self.spin.goes_on() {
+        if self.queue.is_some() && self.spin.goes_on() {
             self.submit(Wait::No)?;
             std::hint::spin_loop();
             return Ok(());
         }
+        self.sleep()
+    }
+
+    /// Sleeps until there may be something to do, after a turn that had nothing.
+    ///
+    /// # Errors
+    /// When the engine is of no further use.
+    pub fn sleep(&mut self) -> io::Result<()> {
         // A full table takes nothing, nor does a queue that repeats or holds requests: what ends that wakes us.
         if let Some(queue) = &mut self.queue
             && !self.requests.is_full()
@@ -245,13 +257,17 @@ impl<E: Engine> Worker<E> {
 
     /// Goes on with every request that has something left to begin. Those that found no room for more keep their
     /// turn, and those that went on queue up behind them: no request starves.
-    fn begin_backlog(&mut self) -> bool {
+    fn begin_backlog(&mut self) -> io::Result<bool> {
         let (mut began, mut kept) = (false, 0);
         for _ in 0..self.backlog.len() {
             let Some(id) = self.backlog.remove(kept) else { break };
             let mut went_on = false;
-            while self.begin_piece(id) {
+            while let Some(len_bytes) = self.begin_piece(id) {
                 went_on = true;
+                if len_bytes >= LARGE_PIECE_BYTES {
+                    self.submit(Wait::No)?;
+                    self.finish_completed();
+                }
             }
             began |= went_on;
             let active = self.requests.get(id);
@@ -273,36 +289,36 @@ impl<E: Engine> Worker<E> {
                 began = true;
             }
         }
-        began
+        Ok(began)
     }
 
-    /// Hands the next piece of a request to the engine. Returns false when there is none, or no room for it, or
-    /// when others have its sectors.
-    fn begin_piece(&mut self, id: RequestId) -> bool {
+    /// Hands the next piece of a request to the engine. Returns its length; `None` when there is none, or no room for
+    /// it, or when others have its sectors.
+    fn begin_piece(&mut self, id: RequestId) -> Option<u64> {
         let active = self.requests.get(id);
         if active.is_planned() || active.outstanding >= MAX_PIECES_PER_REQUEST || self.pieces.is_full() {
-            return false;
+            return None;
         }
         let volume = &self.disk.volume;
         let piece = parts::next_piece(volume, id, active, self.slots.largest_bytes() as u64);
         let op = match active.request.kind {
             RequestKind::Flush | RequestKind::Discard(_) if self.slotless_ops >= MAX_SLOTLESS_OPS => {
-                return false;
+                return None;
             }
             RequestKind::Flush => Op::Sync,
             RequestKind::Discard(_) => {
                 if !parts::lock(&mut self.locker, active, &piece) {
-                    return false;
+                    return None;
                 }
                 let SectorRange { offset_bytes, len_bytes } = piece.range;
                 Op::Discard { offset_bytes: volume.backing_offset(offset_bytes), len_bytes }
             }
             _ => {
                 let sectors = volume.sectors_of(piece.range);
-                let Some(slot) = self.slots.take(sectors.len_bytes as usize) else { return false };
+                let Some(slot) = self.slots.take(sectors.len_bytes as usize) else { return None };
                 if !parts::lock(&mut self.locker, active, &piece) {
                     self.slots.put(slot);
-                    return false;
+                    return None;
                 }
                 transfer(volume, active, &piece, slot, sectors)
             }
@@ -311,8 +327,9 @@ impl<E: Engine> Worker<E> {
             self.slotless_ops += 1;
         }
         active.began(piece.range.len_bytes);
+        let len_bytes = piece.range.len_bytes;
         self.start(piece, op);
-        true
+        Some(len_bytes)
     }
 
     /// Hands one operation of a piece to the engine.

@@ -199,6 +199,7 @@ impl Pieces {
         Self(Slab::new(count))
     }
 
+    #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.0.used()
     }

@@ -213,10 +213,10 @@ impl Device {
         assert!(self.scribbled, "not answered after {TURNS_MAX} turns: {:?}", self.in_flight);
     }
 
-    /// The worker waits, which a kick ends if nothing else does.
+    /// The worker sleeps, which a kick ends if nothing else does.
     fn wait(&mut self) {
         rustix::io::write(&self.kick, &1u64.to_ne_bytes()).expect("a kick");
-        self.worker.wait().expect("the engine works");
+        self.worker.sleep().expect("the engine works");
     }
 
     /// The worker goes to sleep with nothing to do. Before that it has to ask for a kick.

@@ -24,7 +24,7 @@ use super::slots::{Mapping, SlotPool};
 use super::transfer::{Next, PAUSES, Progress, settle};
 use super::{Completion, Durability, Engine, Op, Tag, Wait, Wake};
 
-pub use self::setup::UringError;
+pub use self::setup::{UringError, works_by_itself_on};
 
 /// Moves bytes with io_uring. It belongs to the thread that made it.
 ///

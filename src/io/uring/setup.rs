@@ -240,10 +240,20 @@ pub(super) fn keeps_dsync(volume: &OwnedFd) -> bool {
     const EXT4: u64 = 0xef53;
     const XFS: u64 = 0x5846_5342;
     const BTRFS: u64 = 0x9123_683e;
-    /// Nothing there outlives the machine.
-    const TMPFS: u64 = 0x0102_1994;
     let is_device =
         fstat(volume).is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::BlockDevice);
-    let file_system = fstatfs(volume).map_or(0, |status| status.f_type as u64);
-    is_device || [EXT4, XFS, BTRFS, TMPFS].contains(&file_system)
+    // Nothing on a tmpfs outlives the machine.
+    is_device || [EXT4, XFS, BTRFS, TMPFS].contains(&file_system(volume))
+}
+
+const TMPFS: u64 = 0x0102_1994;
+
+fn file_system(volume: &OwnedFd) -> u64 {
+    fstatfs(volume).map_or(0, |status| status.f_type as u64)
+}
+
+/// Whether io_uring moves bytes of this volume by itself. Files of a tmpfs cannot be told not to block, so each
+/// operation goes to a thread of the kernel's, which costs more than copying the bytes right here.
+pub fn works_by_itself_on(volume: &OwnedFd) -> bool {
+    file_system(volume) != TMPFS
 }
