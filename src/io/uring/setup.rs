@@ -97,7 +97,27 @@ impl Setup {
             Some(Errno::PERM | Errno::ACCESS) => UringError::Forbidden(source),
             _ => UringError::Failed { max_ops, source },
         };
-        let (ring, task_work, disabled) = self.ring_to_restrict(submission, completion).map_err(failed)?;
+        // One that does nothing yet can be restricted first, where the kernel knows of that (Linux 5.10).
+        if self.restrict
+            && let Ok((ring, task_work)) = self.ring(submission, completion, true)
+        {
+            let parts = self.parts(ring, task_work, volume, pool)?;
+            if restrict_and_enable(&parts.ring) {
+                return Ok(Parts { restricted: true, ..parts });
+            }
+        }
+        let (ring, task_work) = self.ring(submission, completion, false).map_err(failed)?;
+        self.parts(ring, task_work, volume, pool)
+    }
+
+    /// Registers with a ring what it is to work on.
+    fn parts(
+        &self,
+        ring: IoUring,
+        task_work: TaskWork,
+        volume: &OwnedFd,
+        pool: &SlotPool,
+    ) -> Result<Parts, UringError> {
         // The first release with READ, WRITE and FALLOCATE, which keeps completions that do not fit.
         if !(ring.params().is_feature_rw_cur_pos() && ring.params().is_feature_nodrop()) {
             return Err(UringError::TooOld);
@@ -106,33 +126,14 @@ impl Setup {
         let multishot_poll = self.multishot_poll && ring.params().is_feature_resource_tagging();
         let (volume, volume_flags) = self.register_volume(&ring, volume);
         let registered = self.register_slots(&ring, pool);
-        let restricted = disabled && restrict(&ring);
-        if disabled {
-            ring.submitter().register_enable_rings().map_err(failed)?;
-        }
         tracing::debug!(
             ?task_work,
             multishot_poll,
             registered_volume = !volume_flags.is_empty(),
             registered_slots = registered.is_some(),
-            restricted,
             "io_uring is set up"
         );
-        Ok(Parts { ring, task_work, multishot_poll, restricted, volume, volume_flags, registered })
-    }
-
-    /// Makes a ring that does nothing yet, so that it can be restricted first, where the kernel knows of that (Linux
-    /// 5.10). Says whether it is such a one.
-    fn ring_to_restrict(&self, submission: u32, completion: u32) -> io::Result<(IoUring, TaskWork, bool)> {
-        if self.restrict {
-            match self.ring(submission, completion, true) {
-                Ok((ring, task_work)) => return Ok((ring, task_work, true)),
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let (ring, task_work) = self.ring(submission, completion, false)?;
-        Ok((ring, task_work, false))
+        Ok(Parts { ring, task_work, multishot_poll, restricted: false, volume, volume_flags, registered })
     }
 
     /// Tries each way of finishing operations in turn; an unknown one is `EINVAL`.
@@ -218,14 +219,16 @@ const OPERATIONS: [u8; 9] = [
     opcode::Timeout::CODE,
 ];
 
-/// Has the kernel refuse everything but [`OPERATIONS`], from the moment on at which the ring is enabled. Says whether
-/// it does.
-fn restrict(ring: &IoUring) -> bool {
+/// Has the kernel refuse everything but [`OPERATIONS`], and enables the ring. A ring of which this does not say that it
+/// was done is of no use.
+fn restrict_and_enable(ring: &IoUring) -> bool {
     let operations = OPERATIONS.into_iter().map(Restriction::sqe_op);
     let flags = Restriction::sqe_flags_allowed(squeue::Flags::FIXED_FILE.bits());
     let mut allowed: Vec<_> =
         operations.chain([flags, Restriction::register_op(REGISTER_FILES_UPDATE)]).collect();
-    let restricted = ring.submitter().register_restrictions(&mut allowed);
+    let submitter = ring.submitter();
+    let restricted =
+        submitter.register_restrictions(&mut allowed).and_then(|()| submitter.register_enable_rings());
     if let Err(error) = &restricted {
         tracing::debug!(%error, "the kernel does not restrict this io_uring");
     }
