@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use libc::c_long;
+use nix::sys::signal::{SigSet, Signal};
 use seccompiler::SeccompCmpArgLen::Dword;
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, apply_filter};
@@ -53,6 +54,7 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
     libc::SYS_write,
+    libc::SYS_writev,
 ];
 
 /// Waiting for eventfds, and looking at the volume when another open file takes its place.
@@ -141,10 +143,19 @@ type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
 /// Leaves this thread the calls of its role.
 pub(super) fn confine(role: Role) -> io::Result<()> {
+    if !matches!(role, Role::Session { .. }) {
+        leave_signals_to_others()?;
+    }
     for program in [refuse_politely(role)?, allow_only(rules_of(role))?] {
         apply_filter(&program).map_err(io::Error::other)?;
     }
     Ok(())
+}
+
+/// Signals are passed on to the main thread over a socket, by whichever thread they meet: not by one that may not do that.
+fn leave_signals_to_others() -> io::Result<()> {
+    let signals = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+    Ok(signals.into_iter().collect::<SigSet>().thread_block()?)
 }
 
 /// A filter that ends the process at every other call. A trap, so that the log can say at which.

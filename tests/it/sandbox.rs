@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::geteuid;
+use rustix::process::{Signal, geteuid};
 
 use crate::harness::*;
 
@@ -166,5 +166,30 @@ fn only_users_that_were_named_are_served() {
     visit(&backend, "4242");
     await_log(&backend, "VMM connected");
     Frontend::connect(backend.socket()).assert_serves(0, 0, 1);
+    backend.terminate();
+}
+
+#[test]
+fn signals_of_the_operator_meet_the_thread_that_may_heed_them() {
+    let mut backend = Serve::encrypted().queues(4).controlled().start();
+    let frontend = Frontend::with(backend.socket(), Setup { queues: 4, ..Setup::default() });
+    let mut control = backend.control();
+    control.done("status");
+    for thread in threads(&backend) {
+        let blocked = u64::from_str_radix(&thread["SigBlk"], 16).unwrap();
+        let operator = [Signal::HUP, Signal::INT, Signal::TERM].map(|signal| 1 << (signal.as_raw() - 1));
+        let blocks = operator.map(|bit: u64| blocked & bit != 0);
+        let kernels_own = thread["Name"].starts_with("iou-wrk");
+        assert!(kernels_own || blocks == [thread["Name"] != "sealblk"; 3], "{thread:?}");
+    }
+    // Many at once: the kernel looks for other threads when one is pending already.
+    for round in 0..500 {
+        backend.signal_hangup();
+        if round % 100 == 0 {
+            frontend.assert_serves(round / 100 % 4, 0, round as u64);
+        }
+    }
+    backend.assert_alive();
+    drop((control, frontend));
     backend.terminate();
 }
