@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "mmap, mlock and a typed view of the pages they return")]
 
 mod sealed;
+mod stack;
 
 use std::fmt;
 use std::hint::black_box;
@@ -14,6 +15,7 @@ use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use zeroize::Zeroize;
 
 pub use sealed::{SealedCopy, read_sealed};
+pub use stack::lock_stack;
 
 /// The smallest page of any machine that we run on.
 const PAGE_BYTES_MIN: usize = 4096;
@@ -195,7 +197,7 @@ mod tests {
     }
 
     /// The kernel's flags of the mapping that `address` lies in.
-    fn flags_of_mapping(address: usize) -> Vec<String> {
+    pub(super) fn flags_of_mapping(address: usize) -> Vec<String> {
         let mut inside = false;
         for line in fs::read_to_string("/proc/self/smaps").unwrap().lines() {
             if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| inside) {

@@ -4,6 +4,8 @@ use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
+use crate::locked::lock_stack;
+
 /// Keeps other processes of the same user from reading this one's memory (`ptrace`, `/proc/PID/mem`) and the
 /// kernel from writing it into a core file. To be called before there is a secret.
 ///
@@ -16,6 +18,13 @@ pub fn harden_process() -> io::Result<()> {
     let descriptors = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: descriptors.maximum, ..descriptors })?;
     Ok(())
+}
+
+/// Keeps what a cipher leaves on this thread's stack from being swapped out.
+pub(super) fn shield_stack() {
+    if let Err(error) = lock_stack() {
+        tracing::warn!(%error, "a stack cannot be locked in memory (see the limit `ulimit -l`)");
+    }
 }
 
 #[cfg(test)]

@@ -43,6 +43,7 @@ use control::service::Service;
 use device::Device;
 use enclosure::Enclosure;
 use front_end::{End, Reception};
+use harden::shield_stack;
 use peers::Peers;
 use socket::Sockets;
 use stop::StopSignal;
@@ -169,6 +170,7 @@ fn spawn_queues(
         match engine {
             EngineKind::Uring => {
                 let make = move |slots: &SlotPool| {
+                    shield_stack();
                     let engine = Uring::new(backing, slots, worker::max_ops(slots))?;
                     let restricted = match engine.is_restricted() {
                         true => Ok(()),
@@ -181,6 +183,7 @@ fn spawn_queues(
             }
             EngineKind::Blocking => {
                 let make = move |slots: &SlotPool| {
+                    shield_stack();
                     Blocking::new(backing, worker::max_ops(slots)).map_err(ServeError::Session)
                 };
                 QueueThread::spawn(name, disk.clone(), slots, make, on_failure)
