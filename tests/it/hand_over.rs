@@ -208,7 +208,7 @@ fn a_server_that_waits_for_the_volume_ends_when_told_to() {
     target.terminate();
     assert_eq!(wire.reply(), Reply::Message(SET_VRING_KICK, [1, 0, 0, 0, 0, 0, 0, 0].into()));
     assert_eq!(wire.reply(), Reply::Closed);
-    assert!(target.stderr().contains("and this one was told to end"), "{}", target.stderr());
+    wait_for_log(&target, "and this one was told to end");
     write(&frontend, 1);
 }
 
