@@ -10,6 +10,7 @@ use std::thread;
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
+use super::dsync::keeps_dsync;
 use super::tags::Tags;
 use super::transfer::run_to_end;
 use super::wakes::Wakes;
@@ -20,6 +21,8 @@ use super::{Completion, Durability, Engine, Op, Tag, Wait, Wake};
 /// Unlike the other engines' its `start` waits for the storage, and returns with the completion queued.
 pub struct Blocking {
     volume: Arc<OwnedFd>,
+    /// Durable writes are synced by a system call of their own.
+    syncs_apart: bool,
     tags: Tags,
     finished: VecDeque<Completion>,
     wakes: Wakes,
@@ -32,11 +35,18 @@ impl Blocking {
     /// When there is no descriptor left for what it sleeps on.
     pub fn new(volume: Arc<OwnedFd>, max_ops: u32) -> io::Result<Self> {
         Ok(Self {
+            syncs_apart: !keeps_dsync(&volume),
             volume,
             tags: Tags::new(max_ops),
             finished: VecDeque::with_capacity(max_ops as usize),
             wakes: Wakes::new()?,
         })
+    }
+
+    /// Does one thing, but for the sync apart.
+    fn run(&self, op: &mut Op) -> io::Result<()> {
+        let (volume, syncs_apart) = (self.volume.as_fd(), self.syncs_apart);
+        run_to_end(op, thread::sleep, |op, moved_bytes| attempt(volume, op, moved_bytes, syncs_apart))
     }
 }
 
@@ -44,9 +54,12 @@ impl Engine for Blocking {
     fn start(&mut self, tag: Tag, mut op: Op) {
         self.tags.claim(tag);
         op.assert_fits();
-        let volume = self.volume.as_fd();
-        let result = run_to_end(&mut op, thread::sleep, |op, moved_bytes| attempt(volume, op, moved_bytes));
-        self.finished.push_back(Completion { tag, slot: op.into_slot(), result });
+        let moved = self.run(&mut op);
+        let is_durable = matches!(op, Op::Write { durability: Durability::Durable, .. });
+        let syncs = moved.is_ok() && is_durable && self.syncs_apart;
+        let result = if syncs { self.run(&mut Op::Sync) } else { moved };
+        let unsynced = syncs && result.is_err();
+        self.finished.push_back(Completion { tag, slot: op.into_slot(), result, unsynced });
     }
 
     fn submit(&mut self, wait: Wait) -> io::Result<()> {
@@ -67,13 +80,14 @@ impl Engine for Blocking {
     }
 
     fn set_volume(&mut self, volume: Arc<OwnedFd>) -> io::Result<()> {
+        self.syncs_apart = !keeps_dsync(&volume);
         self.volume = volume;
         Ok(())
     }
 }
 
 /// One system call for what is left of `op` after its first `moved_bytes`.
-fn attempt(volume: BorrowedFd<'_>, op: &mut Op, moved_bytes: u32) -> Result<usize, Errno> {
+fn attempt(volume: BorrowedFd<'_>, op: &mut Op, moved_bytes: u32, syncs_apart: bool) -> Result<usize, Errno> {
     let moved = moved_bytes as usize;
     match op {
         Op::Read { slot, offset_bytes, len_bytes } => {
@@ -83,8 +97,8 @@ fn attempt(volume: BorrowedFd<'_>, op: &mut Op, moved_bytes: u32) -> Result<usiz
         Op::Write { slot, offset_bytes, len_bytes, durability } => {
             let rest = IoSlice::new(&slot.bytes(*len_bytes as usize)[moved..]);
             let flags = match durability {
-                Durability::Volatile => ReadWriteFlags::empty(),
-                Durability::Durable => ReadWriteFlags::DSYNC,
+                Durability::Durable if !syncs_apart => ReadWriteFlags::DSYNC,
+                Durability::Durable | Durability::Volatile => ReadWriteFlags::empty(),
             };
             rustix::io::pwritev2(volume, &[rest], *offset_bytes + u64::from(moved_bytes), flags)
         }

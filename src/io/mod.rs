@@ -14,6 +14,7 @@
 
 pub mod blocking;
 pub mod conformance;
+mod dsync;
 pub mod sim;
 pub mod slots;
 mod tags;
@@ -117,6 +118,9 @@ pub struct Completion {
     /// `Ok` means that every byte was moved. A failed read leaves the slot's content undefined: it must not
     /// reach the guest. A read past the end of the volume is [`io::ErrorKind::UnexpectedEof`].
     pub result: io::Result<()>,
+    /// With an error of a durable write: every byte was moved, and what failed was to make them durable. As with
+    /// [`Op::Sync`] that may be word of an earlier write's loss.
+    pub unsynced: bool,
 }
 
 /// Whether [`Engine::submit`] returns at once.

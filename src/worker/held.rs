@@ -2,8 +2,8 @@
 //! again (`--on-error stop`). Meanwhile the queue takes no others.
 //!
 //! Held are only requests that a repetition can put right. A flush, or a write through the page cache that was to be
-//! durable, is not among them: its failure may be the one word of the loss of something acknowledged long ago, which
-//! nobody can write again ([`Volume::judge_failure`](super::Volume)).
+//! durable, or one that was done and could not be made durable, is not among them: its failure may be the one word of the
+//! loss of something acknowledged long ago, which nobody can write again ([`Volume::judge_failure`](super::Volume)).
 //!
 //! A repetition is right for the same reason as after a crash: the request was not answered, so nothing that the driver
 //! has sent since depends on its being done.

@@ -380,7 +380,8 @@ impl<E: Engine> Worker<E> {
                 active.fail(Status::Unsupported);
             }
             (Err(error), kind, _) => {
-                let failure = volume.judge_failure(*kind == RequestKind::Flush, piece.sync.is_some());
+                let sync_failed = *kind == RequestKind::Flush || completion.unsynced;
+                let failure = volume.judge_failure(sync_failed, piece.sync.is_some());
                 // One piece that must not be repeated is enough.
                 if failure == Failure::Final || active.status == Status::Ok {
                     active.failure = failure;

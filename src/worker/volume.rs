@@ -101,12 +101,12 @@ impl Volume {
         Self { on_error, ..self }
     }
 
-    /// What is to be done about a request that storage failed: one that is a flush, or a write that was to be durable,
-    /// or another.
-    pub(super) fn judge_failure(&self, flush: bool, durable: bool) -> Failure {
+    /// What is to be done about a request that storage failed: what failed was a sync, its own or that of a write that had
+    /// been done; or a write that was to be durable; or another request.
+    pub(super) fn judge_failure(&self, sync: bool, durable: bool) -> Failure {
         let loss_is_told = match self.on_error {
-            OnError::Stop { page_cached: false } => flush,
-            OnError::Stop { page_cached: true } | OnError::Report => flush || durable,
+            OnError::Stop { page_cached: false } => sync,
+            OnError::Stop { page_cached: true } | OnError::Report => sync || durable,
         };
         if loss_is_told {
             self.latch_sync_failure();

@@ -80,7 +80,12 @@ impl Sim {
                 Next::Retry { .. } => pending.due_turn = self.turn + 1 + delay(&mut disk),
                 Next::Finish(result) => {
                     let Pending { tag, op, .. } = self.pending.swap_remove(position);
-                    self.finished.push_back(Completion { tag, slot: op.into_slot(), result });
+                    self.finished.push_back(Completion {
+                        tag,
+                        slot: op.into_slot(),
+                        result,
+                        unsynced: false,
+                    });
                 }
             }
         }
@@ -98,7 +103,7 @@ impl Engine for Sim {
             return;
         }
         let result = run_to_end(&mut op, |_| {}, |op, moved_bytes| attempt(&mut disk, op, moved_bytes));
-        self.finished.push_back(Completion { tag, slot: op.into_slot(), result });
+        self.finished.push_back(Completion { tag, slot: op.into_slot(), result, unsynced: false });
     }
 
     fn submit(&mut self, wait: Wait) -> io::Result<()> {

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 
 use self::setup::{Setup, TaskWork};
 use self::watches::Watches;
+use super::dsync::keeps_dsync;
 use super::slots::{Mapping, SlotPool};
 use super::transfer::{Next, PAUSES, Progress, settle};
 use super::{Completion, Durability, Engine, Op, Tag, Wait, Wake};
@@ -121,7 +122,7 @@ impl Uring {
             watches: watches.map_err(|source| UringError::Failed { max_ops, source })?,
             refusals: 0,
             drain_patience_seconds: setup.drain_patience_seconds,
-            syncs_apart: !setup::keeps_dsync(&volume),
+            syncs_apart: !keeps_dsync(&volume),
             #[cfg(test)]
             injected: VecDeque::new(),
             volume,
@@ -201,7 +202,7 @@ impl Engine for Uring {
         } else {
             self.parts.ring.submitter().register_files_update(0, &[volume.as_raw_fd()])?;
         }
-        self.syncs_apart = !setup::keeps_dsync(&volume);
+        self.syncs_apart = !keeps_dsync(&volume);
         self.volume = volume;
         Ok(())
     }
@@ -258,9 +259,10 @@ impl Uring {
                 None
             }
             Next::Finish(result) => {
-                let op = entry.take().expect("looked at just now").op;
+                let InFlight { op, syncing, .. } = entry.take().expect("looked at just now");
                 self.in_flight_count -= 1;
-                Some(Completion { tag, slot: op.into_slot(), result })
+                let unsynced = syncing && result.is_err();
+                Some(Completion { tag, slot: op.into_slot(), result, unsynced })
             }
         }
     }

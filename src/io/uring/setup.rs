@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
-use rustix::fs::{FileType, fstat, fstatfs};
+use rustix::fs::fstatfs;
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -235,28 +235,9 @@ fn restrict_and_enable(ring: &IoUring) -> bool {
     restricted.is_ok()
 }
 
-/// Whether a write with `RWF_DSYNC` to `volume` is durable when io_uring says that it is done.
-///
-/// Block devices and the file systems below see to that themselves. Others leave it to what the kernel does when the
-/// write returns, which is too early for one that goes on in the background: of FUSE's, most are never synced.
-pub(super) fn keeps_dsync(volume: &OwnedFd) -> bool {
-    const EXT4: u64 = 0xef53;
-    const XFS: u64 = 0x5846_5342;
-    const BTRFS: u64 = 0x9123_683e;
-    let is_device =
-        fstat(volume).is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::BlockDevice);
-    // Nothing on a tmpfs outlives the machine.
-    is_device || [EXT4, XFS, BTRFS, TMPFS].contains(&file_system(volume))
-}
-
-const TMPFS: u64 = 0x0102_1994;
-
-fn file_system(volume: &OwnedFd) -> u64 {
-    fstatfs(volume).map_or(0, |status| status.f_type as u64)
-}
-
 /// Whether io_uring moves bytes of this volume by itself. Files of a tmpfs cannot be told not to block, so each
 /// operation goes to a thread of the kernel's, which costs more than copying the bytes right here.
 pub fn works_by_itself_on(volume: &OwnedFd) -> bool {
-    file_system(volume) != TMPFS
+    const TMPFS: u64 = 0x0102_1994;
+    fstatfs(volume).map_or(true, |status| status.f_type as u64 != TMPFS)
 }
