@@ -226,3 +226,24 @@ fn a_process_that_is_killed_leaves_word_of_a_failed_flush() {
     frontend.run(&Request::flush()).ok();
     assert!(frontend.run(&Request::read(8, 4096)).ok() == pattern(8, 4096));
 }
+
+#[test]
+#[ignore = "needs nbdfuse and the right to mount"]
+fn who_cannot_make_all_durable_is_not_taken_over() {
+    let (faulty, mut backend) = disk("EIO", &[]);
+    let setup = Setup { keeps_inflight: true, ..Setup::default() };
+    let frontend = Frontend::with(backend.socket(), setup);
+    let data = pattern(7, 4096);
+    frontend.run(&Request::write(8, &data)).ok();
+    faulty.fail("flush", true);
+    let refused = backend.try_take_over(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(complaint.contains("not all is durable"), "{complaint}");
+    // It serves on, and still knows.
+    faulty.fail("flush", false);
+    let frontend = frontend.resume(backend.socket());
+    assert!(frontend.run(&Request::read(8, 4096)).ok() == data);
+    frontend.run(&Request::flush()).failed(1);
+    backend.assert_alive();
+}
