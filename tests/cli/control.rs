@@ -101,7 +101,8 @@ fn status_is_a_summary_for_people_and_an_object_for_programs() {
     let status = bench.control_json("status");
     assert_eq!(bench.control_json("status"), status, "asking changes nothing");
     let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(members(&status), ["drained", "pid", "queues", "sealblk", "vmm_connected", "volume"]);
+    let expected = ["drained", "pid", "queues", "sealblk", "suspended", "vmm_connected", "volume"];
+    assert_eq!(members(&status), expected);
     assert_eq!((&status["pid"], &status["vmm_connected"]), (&server.id().into(), &false.into()));
     assert_eq!(
         members(&status["volume"]),
