@@ -22,6 +22,17 @@ pub struct Kmip {
 
 impl Kmip {
     pub fn start() -> Self {
+        Self::run(Command::new(program("kmip", "pykmip-server")))
+    }
+
+    /// The same, with the rules of stricter servers.
+    pub fn start_strict() -> Self {
+        let mut command = Command::new(program("kmip", "python"));
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/key_servers/python/strict_kmip.py"));
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Self {
         let pki = Pki::new();
         pki.issue("server", &Wish::server());
         let port = free_port();
@@ -35,7 +46,6 @@ impl Kmip {
         );
         pki.write("server.conf", &config, 0o644);
         std::fs::create_dir(pki.path("policy")).unwrap();
-        let mut command = Command::new(program("kmip", "pykmip-server"));
         command.arg("-f").arg(pki.path("server.conf")).arg("-l").arg(pki.path("server.log"));
         let server = Server::start(&mut command, port, &pki.path("output.log"));
         Self { pki, server, clients: AtomicU32::new(0) }
@@ -46,6 +56,21 @@ impl Kmip {
         let name = format!("client-{}", self.clients.fetch_add(1, Ordering::Relaxed));
         self.pki.issue(&name, &Wish::client());
         self.client(&name, &[self.server.address.to_string()])
+    }
+
+    /// Lets PyKMIP's own client run `script` as the first client. What it prints are identifiers.
+    fn with_another_program(&self, script: &str) -> Vec<KeyId> {
+        let (folder, port) = (self.pki.folder().display(), self.server.address.port());
+        let script = format!(
+            "from kmip.pie.client import ProxyKmipClient\nfrom kmip.core import enums\n\
+             from kmip.pie import objects as o\nA = enums.CryptographicAlgorithm\n\
+             client = ProxyKmipClient(hostname='127.0.0.1', port={port}, cert='{folder}/client-0.pem', \
+             key='{folder}/client-0.key', ca='{folder}/ca.pem', ssl_version='PROTOCOL_TLSv1_2')\n\
+             client.open()\n{script}\n"
+        );
+        let ended = Command::new(program("kmip", "python")).args(["-c", &script]).output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        String::from_utf8(ended.stdout).unwrap().split_whitespace().map(KeyId::new).collect()
     }
 
     /// The key configuration file of the client `name`, whose servers are `servers`.
@@ -141,4 +166,82 @@ fn another_server_is_asked_when_one_cannot_be_reached() {
     assert!(matches!(error, KeyError::Unreachable { .. }), "{error}");
     assert_eq!(error.to_string().matches(&format!("connecting to {dead} failed")).count(), 2, "{error}");
     watch::assert_hidden_in_error(&error);
+}
+
+/// Servers that follow the letter: two keys of 256 bits are the halves of one for XTS, and only active keys are given out.
+#[test]
+fn a_strict_server_does_as_well() {
+    let server = Kmip::start_strict();
+    let ours = server.new_client();
+    let admin = kmip(&ours);
+    let made = admin.create(&spec(Some("vm1"), 512)).unwrap();
+    assert_eq!((made.bits, made.version), (512, 1));
+    let first = admin.fetch(&made.id).unwrap().expose().to_vec();
+    assert!(first.len() == 64 && first[..32] != first[32..]);
+    let key = Secret::read_from(&watch::KEY[..]).unwrap();
+    let stored = admin.store(&spec(Some("vm2"), 512), &key).unwrap();
+    assert!(admin.fetch(&stored.id).unwrap().expose() == watch::KEY, "the halves are in order");
+    assert_eq!(admin.list().unwrap(), [made.clone(), stored.clone()]);
+
+    // A plain reference means the new version, and the one before is still given out.
+    assert_eq!(admin.rotate(&made.id).unwrap().version, 2);
+    assert!(admin.fetch(&made.id.clone().with_version(1)).unwrap().expose() == first);
+    assert!(admin.fetch(&made.id).unwrap().expose() != first);
+    admin.destroy(&stored.id).unwrap();
+    assert!(matches!(admin.fetch(&stored.id), Err(KeyError::NotFound { .. })));
+    assert_eq!(admin.list().unwrap().len(), 1);
+}
+
+/// Objects of other programs are fetched by the server's identifiers, in the state in which they are.
+#[test]
+fn objects_of_other_programs_are_keys_as_well() {
+    let server = Kmip::start_strict();
+    let ours = server.new_client();
+    let identifiers = server.with_another_program(
+        "active = client.create(A.AES, 256, name='volume 7')\n\
+         client.activate(active)\n\
+         secret = client.register(o.SecretData(b'correct horse', enums.SecretDataType.PASSWORD))\n\
+         client.activate(secret)\n\
+         opaque = client.register(o.OpaqueObject(b'#' * 64, enums.OpaqueDataType.NONE))\n\
+         pre_active = client.create(A.AES, 256)\n\
+         print(active, secret, opaque, pre_active)",
+    );
+    let [active, secret, opaque, pre_active] = identifiers.as_slice() else { panic!("{identifiers:?}") };
+    let admin = kmip(&ours);
+    let fetched = admin.fetch(active).unwrap();
+    assert_eq!((fetched.expose().len(), fetched.kind()), (32, KeyKind::Symmetric));
+    let fetched = admin.fetch(secret).unwrap();
+    assert_eq!((fetched.expose(), fetched.kind()), (&b"correct horse"[..], KeyKind::Passphrase));
+    assert_eq!(admin.fetch(opaque).unwrap().expose(), [b'#'; 64]);
+    let refused = admin.fetch(pre_active).unwrap_err();
+    assert!(matches!(refused, KeyError::NotAllowed { .. }), "{refused}");
+    assert!(refused.to_string().contains("not active yet"), "{refused}");
+    let described = admin.metadata(active).unwrap();
+    assert_eq!((described.name.as_deref(), described.bits), (Some("volume 7"), 256));
+    assert_eq!(admin.list().unwrap().len(), 4);
+    let refused = admin.rotate(active).unwrap_err();
+    assert!(refused.to_string().contains("not made by this program"), "{refused}");
+    admin.destroy(active).unwrap();
+    assert!(matches!(admin.fetch(active), Err(KeyError::NotFound { .. })));
+}
+
+/// A volume's key is encrypted in the keystore of the host, under a key that only the server keeps.
+#[test]
+fn the_key_of_a_keystore_may_be_there() {
+    let server = Kmip::start();
+    let ours = server.new_client();
+    let kek = kmip(&ours).create(&spec(Some("host7"), 256)).unwrap();
+    let config = std::fs::read_to_string(&ours).unwrap();
+    let path = server.pki.path("keystore");
+    let more = format!("[keystore.default]\npath = '{}'\nkek = 'kmip:{}'\n", path.display(), kek.id);
+    server.pki.write("host7.toml", &format!("{config}{more}"), 0o600);
+    let host = server.pki.path("host7.toml");
+    let managers = KeyManagers::new(Some(&host), FixedKey::Refuse).unwrap();
+    managers.keystore(&"keystore".parse().unwrap()).unwrap().initialise().unwrap();
+    let made = admin_of(&host, "keystore").create(&spec(Some("vm1"), 512)).unwrap();
+    assert_eq!(admin_of(&host, "keystore").fetch(&made.id).unwrap().expose().len(), 64);
+    kmip(&ours).destroy(&kek.id).unwrap();
+    let error = admin_of(&host, "keystore").fetch(&made.id).unwrap_err();
+    assert!(matches!(error, KeyError::NotFound { .. }), "{error}");
+    assert!(error.to_string().contains(&format!("key kmip:{}", kek.id)), "{error}");
 }

@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "a test binary has no outside")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where its expectations do")]
 
+mod hostile;
 mod kmip;
 mod pki;
 mod server;

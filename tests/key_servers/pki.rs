@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
 use tempfile::TempDir;
 
@@ -14,6 +14,12 @@ use tempfile::TempDir;
 pub struct Pki {
     folder: TempDir,
     ca: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// The serial number of the certificate of `name`.
+fn serial_of(name: &str) -> SerialNumber {
+    // Below 20 bytes, and not negative.
+    SerialNumber::from([&[1], name.as_bytes()].concat())
 }
 
 /// What a certificate is to be.
@@ -48,6 +54,7 @@ impl Pki {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let pki = Self { folder: tempfile::tempdir().unwrap(), ca };
+        fs::set_permissions(pki.folder(), fs::Permissions::from_mode(0o700)).unwrap();
         pki.write("ca.pem", &pki.ca.pem(), 0o644);
         pki
     }
@@ -63,10 +70,30 @@ impl Pki {
             params.not_before = rcgen::date_time_ymd(2020, 1, 1);
             params.not_after = rcgen::date_time_ymd(2021, 1, 1);
         }
+        params.serial_number = Some(serial_of(name));
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.ca).unwrap();
         self.write(&format!("{name}.pem"), &certificate.pem(), 0o644);
         self.write(&format!("{name}.key"), &key.serialize_pem(), 0o600);
+    }
+
+    /// Lists the certificate of `name` as revoked, in `revoked.pem`.
+    pub fn revoke(&self, name: &str) {
+        let long_ago = rcgen::date_time_ymd(2024, 1, 1);
+        let list = CertificateRevocationListParams {
+            this_update: long_ago,
+            next_update: rcgen::date_time_ymd(2124, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: serial_of(name),
+                revocation_time: long_ago,
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        self.write("revoked.pem", &list.signed_by(&self.ca).unwrap().pem().unwrap(), 0o644);
     }
 
     pub fn folder(&self) -> &Path {

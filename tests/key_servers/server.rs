@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -24,6 +25,7 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
+            .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let address = (Ipv4Addr::LOCALHOST, port).into();
@@ -41,11 +43,15 @@ impl Server {
 }
 
 impl Server {
-    /// Kills it, and waits until it is gone.
+    /// Kills it with all that it has started, and waits until it is gone.
     pub fn stop(&self) {
         let mut process = self.process.lock().unwrap();
-        let _ = process.kill();
-        let _ = process.wait();
+        // Once it has been waited for, its number may be somebody else's.
+        if let Ok(None) = process.try_wait() {
+            let group = rustix::process::Pid::from_child(&process);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = process.wait();
+        }
     }
 }
 

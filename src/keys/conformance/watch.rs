@@ -47,14 +47,18 @@ fn assert_hidden(text: &str) {
 }
 
 #[cfg(test)]
-#[test]
-fn key_bytes_are_found_however_they_are_written() {
-    let shows = |text: String| std::panic::catch_unwind(|| assert_hidden(&text)).is_err();
-    let middle = &KEY[20..40];
-    assert!(shows(format!("key {} refused", str::from_utf8(middle).unwrap())));
-    assert!(shows(base16ct::lower::encode_string(middle)));
-    assert!(shows(base16ct::upper::encode_string(middle)));
-    assert!(shows(format!("{middle:?}")));
-    assert!(shows(Base64Unpadded::encode_string(KEY)));
-    assert!(!shows("key file:/run/keys/vm1 refused: it is empty".to_owned()));
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_bytes_are_found_however_they_are_written() {
+        let shows = |text: String| std::panic::catch_unwind(|| assert_hidden(&text)).is_err();
+        let middle = &KEY[20..40];
+        assert!(shows(format!("key {} refused", str::from_utf8(middle).unwrap())));
+        assert!(shows(base16ct::lower::encode_string(middle)));
+        assert!(shows(base16ct::upper::encode_string(middle)));
+        assert!(shows(format!("{middle:?}")));
+        assert!(shows(Base64Unpadded::encode_string(KEY)));
+        assert!(!shows("key file:/run/keys/vm1 refused: it is empty".to_owned()));
+    }
 }

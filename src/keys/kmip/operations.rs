@@ -63,10 +63,13 @@ impl Version {
     }
 }
 
-/// The versions of one of our keys, oldest first: at least one.
+/// One of our keys.
 struct Key {
     group: String,
+    /// Oldest first: at least one.
     versions: Vec<Version>,
+    /// What is left of versions that were not finished, or begun by two at once. Nobody has ever used them.
+    remnants: Vec<Version>,
 }
 
 impl Key {
@@ -82,8 +85,9 @@ impl Key {
         for version in versions.values_mut() {
             version.objects.sort_by_key(|object| object.record.as_ref().map(|record| record.part));
         }
-        let versions: Vec<_> = versions.into_values().collect();
-        (!versions.is_empty()).then(|| Self { group: group.to_owned(), versions })
+        let (versions, remnants): (Vec<_>, Vec<_>) =
+            versions.into_values().partition(|version| version.is_whole() || version.is_destroyed());
+        (!versions.is_empty()).then(|| Self { group: group.to_owned(), versions, remnants })
     }
 
     fn find(session: &mut Session, group: &str) -> Result<Self, Stop> {
@@ -117,12 +121,6 @@ pub(super) fn fetch(session: &mut Session, id: &KeyId) -> Result<Secret, Stop> {
     }
     let key = Key::find(session, id.name())?;
     let (version, _) = key.version(id).filter(|(version, _)| !version.is_destroyed()).ok_or(Stop::Absent)?;
-    if !version.is_whole() {
-        return Err(Stop::Unfit {
-            problem: format!("not every part of version {} is there, once", version.record.version),
-            remedy: "see its object group at the server".to_owned(),
-        });
-    }
     match version.objects.as_slice() {
         [one] => get(session, &one.identifier),
         parts => {
@@ -292,14 +290,21 @@ fn add(
         }
         result => result,
     };
-    added.map_err(|stop| match stop {
+    let made = added.map_err(|stop| match stop {
         Stop::Refused(reason) if reason.is_taken() => taken(),
         stop => stop,
     })?;
-    let key = Key::find(session, group)?;
-    let (version, is_newest) =
-        key.version(&KeyId::new(group).with_version(record.version)).ok_or(Stop::Absent)?;
-    Ok(version.metadata(group, is_newest))
+    let key = Key::find(session, group);
+    if let Ok(key) = &key
+        && let Some((version, is_newest)) = key.version(&KeyId::new(group).with_version(record.version))
+    {
+        return Ok(version.metadata(group, is_newest));
+    }
+    discard(session, &made);
+    Err(key.err().unwrap_or_else(|| Stop::NotAllowed {
+        problem: "somebody else makes a new version of it at the same time".to_owned(),
+        remedy: "see which version is the newest, and try again".to_owned(),
+    }))
 }
 
 /// Makes the objects of a version, all of them or none.
@@ -308,7 +313,7 @@ fn add_parts(
     group: &str,
     record: &Record,
     material: Option<&[u8]>,
-) -> Result<(), Stop> {
+) -> Result<Vec<String>, Stop> {
     let part_bytes = (record.bits / record.parts / 8) as usize;
     let mut made = Vec::new();
     for part in 1..=record.parts {
@@ -329,15 +334,19 @@ fn add_parts(
             }
         });
         if let Err(stop) = result {
-            for identifier in &made {
-                // Whatever is left of it is no whole version, and what went wrong first is what is told.
-                let _ = object::attributes(session, identifier)
-                    .and_then(|found| object::destroy(session, &found));
-            }
+            discard(session, &made);
             return Err(stop);
         }
     }
-    Ok(())
+    Ok(made)
+}
+
+/// Destroys what was made in vain, as far as that is possible: what is left is no whole version, and what went wrong
+/// before is what is told.
+fn discard(session: &mut Session, identifiers: &[String]) {
+    for identifier in identifiers {
+        let _ = object::attributes(session, identifier).and_then(|found| object::destroy(session, &found));
+    }
 }
 
 pub(super) fn list(session: &mut Session) -> Result<Vec<KeyMetadata>, Stop> {
@@ -354,7 +363,8 @@ pub(super) fn list(session: &mut Session) -> Result<Vec<KeyMetadata>, Stop> {
         }
     }
     for (group, objects) in groups {
-        let key = Key::of(&group, objects).expect("each has a note");
+        // What was never finished is no key.
+        let Some(key) = Key::of(&group, objects) else { continue };
         let first = key.versions.first().expect("a key has a version");
         listed.push((Some(first.record.made.0), key.newest()));
     }
@@ -411,7 +421,9 @@ pub(super) fn rotate(session: &mut Session, id: &KeyId) -> Result<KeyMetadata, S
     if newest.is_destroyed() {
         return Err(Stop::Absent);
     }
-    let version = newest.record.version.checked_add(1).ok_or(Stop::Absent)?;
+    // The numbers of remnants are not given again: they may be somebody else's, who is about to finish.
+    let numbers = key.versions.iter().chain(&key.remnants).map(|version| version.record.version);
+    let version = numbers.max().and_then(|number| number.checked_add(1)).ok_or(Stop::Absent)?;
     let record = Record { version, part: 1, parts: 1, made: Made(Timestamp::now()), ..newest.record.clone() };
     add(session, &key.group, &record, None)
 }
@@ -420,7 +432,7 @@ pub(super) fn destroy(session: &mut Session, id: &KeyId) -> Result<(), Stop> {
     let objects = if id.name().starts_with(GROUP_PREFIX) {
         let key = Key::find(session, id.name())?;
         let is_meant = |version: &Version| id.version().is_none_or(|number| version.record.version == number);
-        let meant: Vec<_> = key.versions.into_iter().filter(is_meant).collect();
+        let meant: Vec<_> = key.versions.into_iter().chain(key.remnants).filter(is_meant).collect();
         if meant.is_empty() {
             return Err(Stop::Absent);
         }

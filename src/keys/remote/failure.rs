@@ -46,6 +46,11 @@ impl Failure {
             None if error.kind() == ErrorKind::UnexpectedEof => {
                 Self::unreachable(format!("{doing} failed: the server closed the connection"))
             }
+            // Some servers end a conversation so, when they do not know whom they are talking to.
+            None if error.kind() == ErrorKind::ConnectionReset => Self::Unreachable {
+                problem: format!("{doing} failed (does the server take our certificate?)"),
+                cause: Some(error),
+            },
             None => Self::Unreachable { problem: format!("{doing} failed"), cause: Some(error) },
         }
     }
