@@ -12,6 +12,8 @@ use serde::Deserialize;
 
 #[cfg(feature = "kmip")]
 use super::kmip;
+#[cfg(feature = "libvirt")]
+use super::libvirt;
 use super::owned_file::{self, Others, Refusal};
 use super::reference::{self, KeyReference, ManagerName, ReferenceError};
 use super::{command, fixed_key, keystore};
@@ -31,6 +33,8 @@ pub struct KeyConfig {
     pub(super) keystore: Profiles<keystore::Profile>,
     #[cfg(feature = "kmip")]
     pub(super) kmip: Profiles<kmip::Profile>,
+    #[cfg(feature = "libvirt")]
+    pub(super) libvirt: Profiles<libvirt::Profile>,
 }
 
 /// The tables of one kind of key manager.

@@ -14,6 +14,7 @@
 //! | `config@PROFILE:ID` | [`fixed_key`] | the fixed key of an OpenStack test set-up |
 //! | `keystore:ID` | [`keystore`] | kept in a file of this machine, encrypted under a key from elsewhere |
 //! | `kmip:ID` | `kmip` | kept by a KMIP server |
+//! | `libvirt:UUID` | `libvirt` | a secret of libvirt |
 
 mod admin;
 pub mod command;
@@ -30,6 +31,8 @@ pub mod keyring;
 pub mod keystore;
 #[cfg(feature = "kmip")]
 pub mod kmip;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
 mod outage;
 mod owned_file;
 mod reference;

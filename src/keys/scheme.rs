@@ -4,6 +4,8 @@ use std::fmt;
 
 #[cfg(feature = "kmip")]
 use super::kmip;
+#[cfg(feature = "libvirt")]
+use super::libvirt;
 use super::registry::Opening;
 use super::{
     KeyAdmin, KeyConfigError, KeyManager, command, credential, fd, file, fixed_key, keyring, keystore,
@@ -20,6 +22,8 @@ const SCHEMES: &[&Scheme] = &[
     &keystore::SCHEME,
     #[cfg(feature = "kmip")]
     &kmip::SCHEME,
+    #[cfg(feature = "libvirt")]
+    &libvirt::SCHEME,
     &fixed_key::SCHEME,
     #[cfg(test)]
     &NESTED,

@@ -7,6 +7,7 @@
 
 mod hostile;
 mod kmip;
+mod libvirt;
 mod pki;
 mod server;
 
@@ -14,4 +15,9 @@ mod server;
 #[test]
 fn the_servers_are_installed() {
     server::program("kmip", "pykmip-server");
+    let answer = std::process::Command::new("libvirtd").arg("--version").output();
+    assert!(
+        answer.is_ok_and(|answer| answer.status.success()),
+        "libvirtd: run `scripts/install-tools key-servers`"
+    );
 }

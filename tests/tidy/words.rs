@@ -5,21 +5,22 @@ use crate::{Complaints, TextFile};
 
 /// Where `unsafe` may stand; a folder ends in a slash. Each with the reason why it has to.
 const UNSAFE_ALLOWED: &[&str] = &[
-    "src/bench/openssl.rs",       // OpenSSL's functions, found by name
-    "src/cipher/",                // sectors in guest memory by raw pointer; the CPU's AES instructions
-    "src/format/header_lock.rs",  // fcntl
-    "src/format/luks/library.rs", // messages of a C library
-    "src/guest/",                 // the memory shared with the guest
-    "src/inherited.rs",           // descriptors whose numbers come from whoever started us
-    "src/io/slots.rs",            // buffers that the kernel works on
-    "src/io/uring.rs",            // what the kernel is given
-    "src/io/uring/",              // the same
-    "src/locked.rs",              // locked pages
-    "src/locked/",                // the same, of a file and of a stack
-    "src/sandbox/alarm.rs",       // a signal handler
-    "src/main.rs",                // the moment before there are any descriptors
-    "src/virtio/virtq.rs",        // the rings
-    "src/worker/volume.rs",       // the cipher on guest memory
+    "src/bench/openssl.rs",        // OpenSSL's functions, found by name
+    "src/cipher/",                 // sectors in guest memory by raw pointer; the CPU's AES instructions
+    "src/format/header_lock.rs",   // fcntl
+    "src/format/luks/library.rs",  // messages of a C library
+    "src/guest/",                  // the memory shared with the guest
+    "src/inherited.rs",            // descriptors whose numbers come from whoever started us
+    "src/io/slots.rs",             // buffers that the kernel works on
+    "src/io/uring.rs",             // what the kernel is given
+    "src/io/uring/",               // the same
+    "src/keys/libvirt/library.rs", // libvirt's functions, found by name
+    "src/locked.rs",               // locked pages
+    "src/locked/",                 // the same, of a file and of a stack
+    "src/sandbox/alarm.rs",        // a signal handler
+    "src/main.rs",                 // the moment before there are any descriptors
+    "src/virtio/virtq.rs",         // the rings
+    "src/worker/volume.rs",        // the cipher on guest memory
 ];
 
 /// A module with one of these names is for everything, hence for nothing.
