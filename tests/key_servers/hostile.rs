@@ -197,7 +197,7 @@ fn what_does_not_speak_tls_is_told_apart() {
 }
 
 /// Waits until the client has gone, and longer than any client should.
-fn wait_for_goodbye(stream: &mut impl Read) {
+fn wait_for_goodbye(stream: &mut Stream) {
     let _ = stream.read(&mut [0; 64]);
 }
 
@@ -212,7 +212,7 @@ fn no_wait_is_without_end() {
         &fetch(&client(&ours, &[&silent.address], IDENTITY)).unwrap_err(),
         &["the TLS handshake with 127.0.0.1", "took too long"],
     );
-    let mute = Hostile::start(server(&ours, "server", None), Box::new(|stream| wait_for_goodbye(stream)));
+    let mute = Hostile::start(server(&ours, "server", None), Box::new(wait_for_goodbye));
     unreachable(
         &fetch(&client(&ours, &[&mute.address], IDENTITY)).unwrap_err(),
         &["the answer of 127.0.0.1", "took too long"],
