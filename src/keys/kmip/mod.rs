@@ -5,7 +5,7 @@
 //! what references name (`sealblk-UUID`), and carry a note in "Application Specific Information". Any other ID is
 //! a server's unique identifier, of a key that somebody else has put there.
 //!
-//! Of the protocol only what that takes is spoken, in a codec of its own ([`ttlv`]): key bytes stay in one locked
+//! Of the protocol only what that takes is spoken, in a codec of its own: key bytes stay in one locked
 //! buffer between the connection and the [`Secret`].
 
 mod object;
