@@ -102,6 +102,8 @@ fn refusal(doing: &str, error: &TlsError) -> Option<Failure> {
             | Alert::CertificateRevoked
             | Alert::CertificateExpired
             | Alert::CertificateUnknown
+            // Of an authority that is called like one the server trusts.
+            | Alert::DecryptError
             | Alert::AccessDenied,
         ) => {
             let TlsError::AlertReceived(alert) = error else { return None };
