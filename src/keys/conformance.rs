@@ -1,5 +1,7 @@
 //! What every key manager has to do, as suites that each of them runs: this one for fetching, [`admin`] for the rest.
 //!
+//! Compiled into tests only, and with the feature `key-server-tests`, for those against real servers.
+//!
 //! A suite is given a closure that makes a subject: a manager over a store of its own, and ways to change that store
 //! from outside. Each function is one promise of the trait, and panics when it is broken; `run_all` checks them all.
 

@@ -150,6 +150,7 @@ fn administers_as_every_manager_does() {
             open: Rc::new(move || kmip(&ours)),
             open_for_another: Some(Rc::new(move || kmip(&theirs))),
             missing: KeyId::new("sealblk-6c1ff2ac-7c77-4d8c-8b65-a5d7d9f0a5f4"),
+            keeps_versions: true,
         }
     });
 }

@@ -239,7 +239,12 @@ fn subject(fault: Option<Fault>) -> admin::Subject {
         });
         opened
     };
-    admin::Subject { open: open("us"), open_for_another: Some(open("them")), missing: KeyId::new("missing") }
+    admin::Subject {
+        open: open("us"),
+        open_for_another: Some(open("them")),
+        missing: KeyId::new("missing"),
+        keeps_versions: true,
+    }
 }
 
 #[test]

@@ -72,6 +72,7 @@ fn administers_as_every_manager_does() {
             open: Rc::new(move || -> Box<dyn KeyAdmin> { Box::new(host.keystore()) }),
             open_for_another: Some(Rc::new(move || Box::new(for_another.keystore().acting_as(another())))),
             missing: KeyId::new(MISSING),
+            keeps_versions: true,
         }
     });
 }
