@@ -22,6 +22,7 @@ mod config;
 #[cfg(any(test, feature = "key-server-tests"))]
 pub mod conformance;
 pub mod credential;
+pub mod doctor;
 mod encoding;
 mod error;
 pub mod fd;
@@ -61,4 +62,13 @@ pub trait KeyManager {
     /// # Errors
     /// See [`KeyError`]. Nothing of the key material shows in it.
     fn fetch(&self, id: &KeyId) -> Result<Secret, KeyError>;
+
+    /// Fetches it and tells of every link of the way there that holds. A manager that is one step away needs none of its
+    /// own.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch); the link that was being looked at is the one that broke.
+    fn diagnose(&self, id: &KeyId, walk: &mut doctor::Walk<'_>) -> Result<Secret, KeyError> {
+        walk.link(doctor::Link::KeyState, || self.fetch(id).map(|secret| (secret, "it is there".to_owned())))
+    }
 }

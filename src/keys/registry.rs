@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::config::{DEFAULT_CONFIG_PATH, KeyConfig, KeyConfigError, Profiles};
+use super::doctor::{self, Link, Walk};
 use super::encoding::DecodeError;
 use super::error::KeyError;
 use super::keystore::{self, KeystoreManager};
@@ -120,7 +121,23 @@ impl KeySource {
     /// # Errors
     /// See [`KeyError`].
     pub fn fetch(&self) -> Result<Secret, KeyError> {
-        let payload = self.manager.fetch(self.reference.id())?;
+        self.decode(self.manager.fetch(self.reference.id())?)
+    }
+
+    /// Fetches it and tells of every link of the way there.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    pub(super) fn walk(&self, walk: &mut Walk<'_>) -> Result<Secret, KeyError> {
+        let payload = self.manager.diagnose(self.reference.id(), walk)?;
+        walk.link(Link::Length, || {
+            let secret = self.decode(payload)?;
+            let found = doctor::length(&secret);
+            Ok((secret, found))
+        })
+    }
+
+    fn decode(&self, payload: Secret) -> Result<Secret, KeyError> {
         self.reference.encoding().decode(payload).map_err(|error| match error {
             DecodeError::Secret(error) => KeyError::of_secret(self.reference.clone(), error),
             DecodeError::NotText(_) => KeyError::malformed(

@@ -31,6 +31,7 @@ const EXPLAINED: &[(&str, &str)] = &[
     ("key import", "docs/keys.md"),
     ("key export", "docs/keys.md"),
     ("key audit", "docs/keys.md"),
+    ("key doctor", "docs/keys.md"),
     ("keystore init", "docs/keystore.md"),
     ("keystore verify", "docs/keystore.md"),
     ("keystore rotate-kek", "docs/keystore.md"),

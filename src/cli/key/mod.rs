@@ -4,6 +4,7 @@
 mod audit;
 mod create;
 mod destroy;
+mod doctor;
 mod list;
 mod rotate;
 mod transfer;
@@ -44,6 +45,8 @@ enum KeyAction {
     Export(transfer::ExportCommand),
     /// Show the audit log of a keystore
     Audit(audit::AuditCommand),
+    /// Walk the way to a key, and say which link of it is broken
+    Doctor(doctor::DoctorCommand),
 }
 
 /// Which key manager is meant, and how results are printed.
@@ -70,6 +73,7 @@ impl KeyCommand {
             KeyAction::Import(command) => command.run(),
             KeyAction::Export(command) => command.run(),
             KeyAction::Audit(command) => command.run(),
+            KeyAction::Doctor(command) => command.run(),
         }
     }
 }

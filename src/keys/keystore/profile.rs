@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::super::doctor::{Link, Walk};
 use super::super::reference::ManagerName;
 use super::super::registry::Opening;
 use super::super::scheme::Scheme;
@@ -177,6 +178,33 @@ impl KeyManager for KeystoreManager {
         }
         // Whoever only fetches goes on to other things, for a long time: neither KEK nor file is kept.
         self.opened()?.fetch_key(id).map_err(|error| self.failed(error, Some(id)))
+    }
+
+    fn diagnose(&self, id: &KeyId, walk: &mut Walk<'_>) -> Result<Secret, KeyError> {
+        self.walk(id, walk)
+    }
+}
+
+impl KeystoreManager {
+    /// The KEK first, and the file with it.
+    fn walk(&self, id: &KeyId, walk: &mut Walk<'_>) -> Result<Secret, KeyError> {
+        let mut keks = Vec::new();
+        for kek in std::iter::once(&self.kek).chain(&self.kek_before) {
+            keks.push(walk.by_way_of(kek)?);
+        }
+        let keystore = walk.link(Link::Authentication, || {
+            let keystore = Keystore::open(&self.path, keks).map_err(|error| self.failed(error, None))?;
+            let found = format!("{} opens with its KEK", self.path.display());
+            Ok((keystore.acting_as(self.principal.clone()), found))
+        })?;
+        walk.link(Link::KeyState, || {
+            let metadata = keystore.key_metadata(id).map_err(|error| self.failed(error, Some(id)))?;
+            Ok(((), format!("version {}, {}", metadata.version, metadata.state)))
+        })?;
+        walk.link(Link::Permission, || {
+            let secret = keystore.fetch_key(id).map_err(|error| self.failed(error, Some(id)))?;
+            Ok((secret, format!("{} may have it", self.principal)))
+        })
     }
 }
 

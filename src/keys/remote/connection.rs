@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
+use super::super::doctor::{Link, Walk};
+use super::super::{KeyError, ManagerName};
 use super::{Failure, TlsClient};
 
 /// Addresses of one name that are tried.
@@ -115,6 +117,41 @@ impl Endpoint {
             }
         }
         Err(Failure::of_io(&format!("connecting to {self}"), last))
+    }
+}
+
+impl Endpoint {
+    /// Goes where [`Connection::open`] goes, without TLS if there is no `client`, and tells of every step.
+    ///
+    /// # Errors
+    /// See [`KeyError`], about `manager`.
+    pub(in crate::keys) fn walk(
+        &self,
+        client: Option<&TlsClient>,
+        deadline: Deadline,
+        manager: &ManagerName,
+        walk: &mut Walk<'_>,
+    ) -> Result<(), KeyError> {
+        walk.link(Link::NameResolution, || {
+            let doing = format!("looking up the name of {self}");
+            let found = self
+                .resolve(deadline)
+                .map_err(|error| Failure::of_io(&doing, error).about(manager.clone()))?;
+            let found: Vec<_> = found.iter().map(|address| address.ip().to_string()).collect();
+            Ok(((), format!("{} is {}", self.host, found.join(", "))))
+        })?;
+        walk.link(Link::Connection, || {
+            let socket = self.connect(deadline).map_err(|failure| failure.about(manager.clone()))?;
+            let peer = socket.peer_addr().map_or_else(|_| self.to_string(), |peer| peer.to_string());
+            Ok(((), format!("{peer} takes connections")))
+        })?;
+        let Some(client) = client else { return Ok(()) };
+        walk.link(Link::Tls, || {
+            let connection =
+                Connection::open(self, client, deadline).map_err(|failure| failure.about(manager.clone()))?;
+            let version = connection.0.conn.protocol_version();
+            Ok(((), version.and_then(|version| version.as_str()).unwrap_or("a version of TLS").to_owned()))
+        })
     }
 }
 
