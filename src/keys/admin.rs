@@ -7,7 +7,11 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{KeyError, KeyId, KeyManager, Secret};
+use super::{KeyError, KeyId, KeyManager, ManagerName, SECRET_BYTES_MAX, Secret};
+
+/// Longest name of a key or a volume: what the tightest of the managers takes.
+#[cfg(feature = "http")]
+const NAME_BYTES_MAX: usize = 255;
 
 /// Makes, keeps and destroys keys. Every implementation passes the same conformance suite.
 ///
@@ -40,10 +44,11 @@ pub trait KeyAdmin: KeyManager {
     fn metadata(&self, id: &KeyId) -> Result<KeyMetadata, KeyError>;
 
     /// Makes a new random version of a key, which a plain reference means from now on. The version before is
-    /// [`KeyState::Deactivated`]: still fetched when it is asked for by number, until it is destroyed.
+    /// [`KeyState::Deactivated`]: still fetched when it is asked for by number, until it is destroyed. A manager whose
+    /// keys have no versions refuses, and changes nothing.
     ///
     /// # Errors
-    /// See [`KeyError`].
+    /// See [`KeyError`]; [`KeyError::NotAllowed`] where there are no versions.
     fn rotate(&self, id: &KeyId) -> Result<KeyMetadata, KeyError>;
 
     /// Destroys a key with all its versions, or the one version that `id` names. There is no way back. Destroying
@@ -65,6 +70,48 @@ pub struct KeySpec {
     pub bits: u32,
     /// The volume that it is for, as a name for people and for finding orphans.
     pub volume: Option<String>,
+}
+
+impl KeySpec {
+    /// Refuses what no key can be, and `material` that is not what the specification says.
+    ///
+    /// # Errors
+    /// [`KeyError::Malformed`].
+    #[cfg(feature = "http")]
+    pub(super) fn check(&self, manager: &ManagerName, material: Option<&Secret>) -> Result<(), KeyError> {
+        let malformed =
+            |problem: String, remedy: String| Err(KeyError::malformed(manager.clone(), problem, remedy));
+        let bits_max = SECRET_BYTES_MAX as u32 * 8;
+        if self.bits == 0 || !self.bits.is_multiple_of(8) || self.bits > bits_max {
+            return malformed(
+                format!("a key cannot have {} bits", self.bits),
+                format!("give a multiple of 8, up to {bits_max}"),
+            );
+        }
+        for text in [&self.name, &self.volume].into_iter().flatten() {
+            if text.is_empty() || text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
+                return malformed(
+                    "a name is empty, too long, or not printable".to_owned(),
+                    format!("use up to {NAME_BYTES_MAX} bytes of text"),
+                );
+            }
+        }
+        let Some(material) = material else { return Ok(()) };
+        let found_bits = material.expose().len() as u64 * 8;
+        if found_bits != u64::from(self.bits) {
+            return malformed(
+                format!("the key has {found_bits} bits, and {} were announced", self.bits),
+                "give the key itself, or another length".to_owned(),
+            );
+        }
+        if self.kind == KeyKind::Passphrase && str::from_utf8(material.expose()).is_err() {
+            return malformed(
+                "the passphrase is not UTF-8 text".to_owned(),
+                "store it as a symmetric key".to_owned(),
+            );
+        }
+        Ok(())
+    }
 }
 
 /// What the bytes of a key are used as.
@@ -102,7 +149,7 @@ pub struct KeyMetadata {
     pub name: Option<String>,
     /// What the bytes are used as.
     pub kind: KeyKind,
-    /// Length in bits.
+    /// Length in bits; 0 where the manager was not told.
     pub bits: u32,
     /// State of this version.
     pub state: KeyState,

@@ -28,6 +28,8 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct KeyConfig {
+    #[cfg(feature = "barbican")]
+    pub(super) barbican: Profiles<super::barbican::Profile>,
     pub(super) command: Profiles<command::Profile>,
     pub(super) config: Profiles<fixed_key::Profile>,
     pub(super) keystore: Profiles<keystore::Profile>,

@@ -15,8 +15,11 @@
 //! | `keystore:ID` | [`keystore`] | kept in a file of this machine, encrypted under a key from elsewhere |
 //! | `kmip:ID` | `kmip` | kept by a KMIP server |
 //! | `libvirt:UUID` | `libvirt` | a secret of libvirt |
+//! | `barbican:UUID` | `barbican` | a secret in OpenStack's key manager |
 
 mod admin;
+#[cfg(feature = "barbican")]
+pub mod barbican;
 pub mod command;
 mod config;
 #[cfg(any(test, feature = "key-server-tests"))]
@@ -28,6 +31,8 @@ mod error;
 pub mod fd;
 pub mod file;
 pub mod fixed_key;
+#[cfg(feature = "http")]
+mod http;
 pub mod keyring;
 pub mod keystore;
 #[cfg(feature = "kmip")]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+#[cfg(feature = "barbican")]
+use super::barbican;
 #[cfg(feature = "kmip")]
 use super::kmip;
 #[cfg(feature = "libvirt")]
@@ -24,6 +26,8 @@ const SCHEMES: &[&Scheme] = &[
     &kmip::SCHEME,
     #[cfg(feature = "libvirt")]
     &libvirt::SCHEME,
+    #[cfg(feature = "barbican")]
+    &barbican::SCHEME,
     &fixed_key::SCHEME,
     #[cfg(test)]
     &NESTED,

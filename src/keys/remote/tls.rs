@@ -20,7 +20,7 @@ use super::super::{AbsolutePath, KeyError, ManagerName, Secret};
 const CERTIFICATES_BYTES_MAX: u64 = 4 << 20;
 
 /// The table `tls` of a profile.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct TlsProfile {
     /// The certificates (PEM) of those whose word about the server is taken, and of nobody else.
@@ -46,6 +46,26 @@ pub struct TlsClient {
 }
 
 impl TlsProfile {
+    /// The same from settings elsewhere.
+    ///
+    /// # Errors
+    /// When a path is not a whole one.
+    #[cfg(feature = "barbican")]
+    pub(in crate::keys) fn from_paths(
+        ca: Option<&str>,
+        client_certificate: Option<&str>,
+        client_key: Option<&str>,
+    ) -> Result<Self, &'static str> {
+        let path =
+            |text: Option<&str>| text.map(|text| std::path::PathBuf::from(text).try_into()).transpose();
+        Ok(Self {
+            ca: path(ca)?,
+            client_certificate: path(client_certificate)?,
+            client_key: path(client_key)?,
+            ..Self::default()
+        })
+    }
+
     /// Reads the files. `manager` is for the errors.
     ///
     /// # Errors
