@@ -16,6 +16,8 @@ mod identity;
 mod profile;
 mod record;
 mod session;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use std::cell::OnceCell;

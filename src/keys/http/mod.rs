@@ -217,3 +217,8 @@ fn read_failure(error: io::Error) -> HttpError {
         Err(error) => HttpError::Io(error),
     }
 }
+
+#[cfg(test)]
+pub(super) mod stub;
+#[cfg(test)]
+mod tests;
