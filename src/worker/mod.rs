@@ -315,7 +315,7 @@ impl<E: Engine> Worker<E> {
             }
             _ => {
                 let sectors = volume.sectors_of(piece.range);
-                let Some(slot) = self.slots.take(sectors.len_bytes as usize) else { return None };
+                let slot = self.slots.take(sectors.len_bytes as usize)?;
                 if !parts::lock(&mut self.locker, active, &piece) {
                     self.slots.put(slot);
                     return None;

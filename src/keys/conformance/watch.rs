@@ -54,7 +54,7 @@ mod tests {
     fn key_bytes_are_found_however_they_are_written() {
         let shows = |text: String| std::panic::catch_unwind(|| assert_hidden(&text)).is_err();
         let middle = &KEY[20..40];
-        assert!(shows(format!("key {} refused", str::from_utf8(middle).unwrap())));
+        assert!(shows(format!("key {} refused", str::from_utf8(middle).expect("text"))));
         assert!(shows(base16ct::lower::encode_string(middle)));
         assert!(shows(base16ct::upper::encode_string(middle)));
         assert!(shows(format!("{middle:?}")));
