@@ -42,6 +42,8 @@ const ALIGN_BYTES: u64 = 64;
 
 /// Marks the bytes behind the queues as ours.
 const REMEMBERED_MAGIC: u64 = u64::from_le_bytes(*b"sealblk1");
+/// Not a number that could be there by mistake: flushes fail for it.
+const SYNC_FAILED_MAGIC: u64 = u64::from_le_bytes(*b"unsynced");
 
 const VERSION_OFFSET: usize = 8;
 const DESCRIPTOR_COUNT_OFFSET: usize = 10;
@@ -193,13 +195,14 @@ impl InflightRegion {
 
     /// Whether a back end that has died had seen storage fail to make writes durable.
     pub fn has_sync_failed(&self) -> bool {
-        self.remembered_words().is_some_and(|[.., sync_failed]| sync_failed.load(Ordering::Acquire) == 1)
+        self.remembered_words()
+            .is_some_and(|[.., sync_failed]| sync_failed.load(Ordering::Acquire) == SYNC_FAILED_MAGIC)
     }
 
     /// Leaves word of that, if the region has room for it, or takes it back.
     pub fn note_sync_failed(&self, failed: bool) {
         if let Some([.., sync_failed]) = self.remembered_words() {
-            sync_failed.store(u64::from(failed), Ordering::Release);
+            sync_failed.store(if failed { SYNC_FAILED_MAGIC } else { 0 }, Ordering::Release);
         }
     }
 

@@ -37,6 +37,7 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_futex,
+    libc::SYS_getcwd,
     libc::SYS_getpid,
     libc::SYS_getrandom,
     libc::SYS_gettid,
@@ -108,7 +109,6 @@ const SESSION: &[c_long] = &[
     libc::SYS_flock,
     libc::SYS_fstat,
     libc::SYS_ftruncate,
-    libc::SYS_getcwd,
     libc::SYS_lseek,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_lstat,
@@ -164,12 +164,12 @@ fn allow_only(rules: Rules) -> io::Result<BpfProgram> {
 }
 
 /// A filter for calls that libraries make of their own accord, and do without: they fail. `clone3` hides its flags
-/// where no filter can see them; the C library then uses `clone`. Files are opened to size the heap, or to print where a
-/// panic came from.
+/// where no filter can see them; the C library then uses `clone`. Files are opened to size the heap, and with the folder
+/// of the process they serve to print where a panic came from.
 fn refuse_politely(role: Role) -> io::Result<BpfProgram> {
     let refused: &[c_long] = match role {
         Role::Session { .. } => &[libc::SYS_clone3],
-        _ => &[libc::SYS_clone3, libc::SYS_openat],
+        _ => &[libc::SYS_clone3, libc::SYS_getcwd, libc::SYS_openat],
     };
     let rules = refused.iter().map(|number| (*number, Vec::new())).collect();
     program(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))

@@ -58,7 +58,7 @@ const SUBMIT_BATCH: usize = 16;
 /// Pieces of this size are handed over by themselves, and looked after at once: when storage answers right away, their
 /// bytes are still in this CPU's cache.
 const LARGE_PIECE_BYTES: u64 = 64 << 10;
-/// Most pieces of one request that are under way at once.
+/// Most pieces of one request that are under way at once, or begun in one turn.
 const MAX_PIECES_PER_REQUEST: u32 = 8;
 /// Operations without a slot (flushes, discards) that may be under way at once.
 const MAX_SLOTLESS_OPS: u32 = 64;
@@ -262,7 +262,9 @@ impl<E: Engine> Worker<E> {
         for _ in 0..self.backlog.len() {
             let Some(id) = self.backlog.remove(kept) else { break };
             let mut went_on = false;
-            while let Some(len_bytes) = self.begin_piece(id) {
+            // Those that end at once make room for more; others are to have their turn.
+            for _ in 0..MAX_PIECES_PER_REQUEST {
+                let Some(len_bytes) = self.begin_piece(id) else { break };
                 went_on = true;
                 if len_bytes >= LARGE_PIECE_BYTES {
                     self.submit(Wait::No)?;

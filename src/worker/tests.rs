@@ -83,6 +83,13 @@ impl Rig {
         bytes
     }
 
+    /// One turn, as the thread would do it.
+    fn step(&mut self) {
+        if !self.worker.turn().unwrap() {
+            self.worker.wait().unwrap();
+        }
+    }
+
     /// Turns until everything offered is answered; returns how many turns that took.
     fn run(&mut self) -> usize {
         for turn in 1..100_000 {
@@ -200,8 +207,7 @@ fn a_large_request_does_not_keep_small_ones_waiting() {
     let large = rig.offer(13, 0, (BUFFERS, 16), false);
     let small = rig.offer(0, 23_000, (BUFFERS + 512, 512), true);
     while rig.status(small) == 0xff {
-        rig.worker.turn().unwrap();
-        rig.worker.wait().unwrap();
+        rig.step();
     }
     assert_eq!(rig.status(large), 0xff, "the small request overtakes");
     rig.run();
@@ -216,8 +222,7 @@ fn no_request_starves() {
         (0..2).map(|i| rig.offer(0, 2048 * i, (BUFFERS + (5 << 20) * i, 4 << 20), true)).collect();
     let third = rig.offer(0, 0, (BUFFERS + (10 << 20), 64 << 10), true);
     while rig.status(third) == 0xff {
-        rig.worker.turn().unwrap();
-        rig.worker.wait().unwrap();
+        rig.step();
     }
     assert!(large.iter().all(|at| rig.status(*at) == 0xff), "it does not wait for the end of the others");
     rig.run();

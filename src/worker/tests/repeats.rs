@@ -34,13 +34,6 @@ fn take(rig: &mut Rig) {
     assert_eq!(rig.driver.used_index(), before);
 }
 
-/// One turn, as the thread would do it.
-fn step(rig: &mut Rig) {
-    if !rig.worker.turn().unwrap() {
-        rig.worker.wait().unwrap();
-    }
-}
-
 #[test]
 fn repeats_end_before_anything_new_begins_and_flushes_are_last() {
     let (mut rig, region) = tracked(Faults { delay_turns: 5, ..Faults::default() });
@@ -54,7 +47,7 @@ fn repeats_end_before_anything_new_begins_and_flushes_are_last() {
     die(&mut rig, &region, true);
     let order = [first, second, flush, new];
     while rig.driver.used_index() < 4 {
-        step(&mut rig);
+        rig.step();
         let answered = order.map(|status| rig.status(status) == 0);
         let [writes @ .., flush, new] = answered;
         assert!(!flush || writes == [true; 2], "a flush came before the writes: {answered:?}");
