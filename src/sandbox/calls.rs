@@ -46,6 +46,9 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_mremap,
     libc::SYS_nanosleep,
     libc::SYS_read,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
     libc::SYS_rt_sigprocmask,
@@ -169,7 +172,14 @@ fn allow_only(rules: Rules) -> io::Result<BpfProgram> {
 fn refuse_politely(role: Role) -> io::Result<BpfProgram> {
     let refused: &[c_long] = match role {
         Role::Session { .. } => &[libc::SYS_clone3],
-        _ => &[libc::SYS_clone3, libc::SYS_getcwd, libc::SYS_openat],
+        _ => &[
+            libc::SYS_clone3,
+            libc::SYS_getcwd,
+            libc::SYS_openat,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_readlink,
+            libc::SYS_readlinkat,
+        ],
     };
     let rules = refused.iter().map(|number| (*number, Vec::new())).collect();
     program(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))

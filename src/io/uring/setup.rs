@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
-use rustix::fs::fstatfs;
+use rustix::fs::{FileType, fstat, fstatfs};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -239,5 +239,8 @@ fn restrict_and_enable(ring: &IoUring) -> bool {
 /// operation goes to a thread of the kernel's, which costs more than copying the bytes right here.
 pub fn works_by_itself_on(volume: &OwnedFd) -> bool {
     const TMPFS: u64 = 0x0102_1994;
-    fstatfs(volume).map_or(true, |status| status.f_type as u64 != TMPFS)
+    // The nodes of devices lie on a tmpfs as well.
+    let is_file =
+        fstat(volume).is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::RegularFile);
+    !(is_file && fstatfs(volume).is_ok_and(|status| status.f_type as u64 == TMPFS))
 }

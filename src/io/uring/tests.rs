@@ -130,6 +130,15 @@ impl Rig {
     }
 }
 
+#[test]
+fn files_in_memory_are_left_to_others_and_devices_are_not() {
+    let file = rustix::fs::memfd_create("volume", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    assert!(!works_by_itself_on(&file));
+    // Its node lies on a tmpfs.
+    let device: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+    assert!(works_by_itself_on(&device));
+}
+
 fn errno_of(completion: Completion) -> Option<i32> {
     completion.result.unwrap_err().raw_os_error()
 }
