@@ -1,8 +1,8 @@
 //! `barbican:UUID`: keys in OpenStack's key manager.
 //!
 //! Whom to be, and where Keystone is, is in a table `[barbican.PROFILE]` of the key configuration file, or where that table
-//! points: [`profile`]. Keystone gives a token and says where Barbican is ([`identity`]); the rest is Barbican's
-//! API v1 ([`session`]). A volume that Cinder or Nova encrypted opens by nothing but the UUID of its key
+//! points: `profile`. Keystone gives a token and says where Barbican is (`identity`); the rest is Barbican's
+//! API v1 (`session`). A volume that Cinder or Nova encrypted opens by nothing but the UUID of its key
 //! (`encryption_key_id`) and the encoding `+openstack`.
 //!
 //! * Whatever a server says of where a secret is, only the UUID in it is believed.
