@@ -26,6 +26,25 @@ pub(super) struct ControlCommand {
     json: bool,
 }
 
+/// The options of `sealblk status`, which is `sealblk control SOCKET status` in short.
+#[derive(Debug, Args)]
+#[command(after_help = Exit::table())]
+pub(super) struct StatusCommand {
+    /// The control socket that `serve --control-socket` has made
+    #[arg(value_name = "SOCKET")]
+    socket: PathBuf,
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl StatusCommand {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let Self { socket, json } = self;
+        ControlCommand { socket, verb: Verb::Status, json }.run()
+    }
+}
+
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Verb {
     /// Show the disk, its queues and what they have done

@@ -62,6 +62,8 @@ enum Command {
     Ephemeral(ephemeral::EphemeralCommand),
     /// Make a volume from a raw disk, an image or another volume, or the reverse
     Convert(convert::ConvertCommand),
+    /// Show a disk that is being served, its queues and what they have done
+    Status(control::StatusCommand),
     /// Look after a disk that is being served: status, drain, flush, shutdown
     Control(control::ControlCommand),
     /// Take the key of a served disk away, and hold its requests until it is back
@@ -99,6 +101,7 @@ impl Command {
         match self {
             Self::Serve(command) => return command.run(),
             Self::Bench(command) => return command.run(),
+            Self::Status(command) => return command.run(),
             Self::Control(command) => return command.run(),
             Self::Suspend(command) => return command.run(),
             Self::Resume(command) => return command.run(),

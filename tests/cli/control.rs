@@ -100,6 +100,8 @@ fn status_is_a_summary_for_people_and_an_object_for_programs() {
     assert!(!text.contains("drained"), "{text}");
     let status = bench.control_json("status");
     assert_eq!(bench.control_json("status"), status, "asking changes nothing");
+    let short = bench.run("status c --json").stdout;
+    assert_eq!(serde_json::from_str::<Value>(&short).unwrap(), status);
     let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     let expected = ["drained", "pid", "queues", "sealblk", "suspended", "vmm_connected", "volume"];
     assert_eq!(members(&status), expected);
