@@ -7,7 +7,9 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{KeyError, KeyId, KeyManager, ManagerName, SECRET_BYTES_MAX, Secret};
+use super::{KeyError, KeyId, KeyManager, Secret};
+#[cfg(feature = "http")]
+use super::{ManagerName, SECRET_BYTES_MAX};
 
 /// Longest name of a key or a volume: what the tightest of the managers takes.
 #[cfg(feature = "http")]

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
+#[cfg(feature = "http")]
 use super::super::doctor::{Link, Walk};
+#[cfg(feature = "http")]
 use super::super::{KeyError, ManagerName};
 use super::{Failure, TlsClient};
 
@@ -120,6 +122,7 @@ impl Endpoint {
     }
 }
 
+#[cfg(feature = "http")]
 impl Endpoint {
     /// Goes where [`Connection::open`] goes, without TLS if there is no `client`, and tells of every step.
     ///
