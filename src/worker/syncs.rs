@@ -30,9 +30,10 @@ use crate::virtio::wire::Status;
 
 /// Shown by a worker that has no sync under way: above every number.
 const NONE: u64 = u64::MAX;
-/// The place behind the workers': of the control thread, which syncs as well, and waits without being woken.
+/// The place behind the workers': of the threads that sync for an operator or a front end, one at a time, and wait without
+/// being woken.
 const CONTROL: usize = MAX_WORKERS;
-/// How often the control thread looks whether the others have ended.
+/// How often those look whether the others have ended.
 const CONTROL_LOOKS_EVERY: Duration = Duration::from_millis(1);
 
 /// The number of one sync. They grow.
@@ -57,6 +58,8 @@ pub(super) struct Syncs {
     latched: AtomicBool,
     /// Whether the guest knows, from a flush that has failed.
     told: AtomicBool,
+    /// Held by whoever has the place [`CONTROL`].
+    control: Mutex<()>,
     /// Where a successor would find that out.
     note: Mutex<Option<Arc<InflightRegion>>>,
     peers: Arc<Peers>,
@@ -71,6 +74,7 @@ impl Syncs {
             failures: AtomicU32::new(0),
             latched: AtomicBool::new(false),
             told: AtomicBool::new(false),
+            control: Mutex::new(()),
             note: Mutex::new(None),
             peers,
         }
@@ -155,8 +159,10 @@ impl Syncs {
         }
     }
 
-    /// Runs a sync of the control thread: its failure is latched, and its success is that of all others beside it.
+    /// Runs a sync of another thread than the workers': its failure is latched, and its success is that of all others
+    /// beside it.
     pub(super) fn run<E>(&self, sync: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let turn = self.control.lock().unwrap_or_else(PoisonError::into_inner);
         self.show(CONTROL, self.draw().0);
         let result = sync();
         if result.is_err() {
@@ -164,6 +170,7 @@ impl Syncs {
             self.latch();
         }
         self.show(CONTROL, NONE);
+        drop(turn);
         self.wake_waiting();
         let now = self.now();
         while result.is_ok() && !self.have_ended(now) {

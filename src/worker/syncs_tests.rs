@@ -126,6 +126,27 @@ fn the_control_thread_waits_for_the_workers_and_they_for_it() {
 }
 
 #[test]
+fn threads_that_are_no_workers_sync_one_at_a_time() {
+    let (all, under_way) = (syncs(), AtomicU32::new(0));
+    let one_sync = || {
+        assert_eq!(
+            under_way.fetch_add(1, SeqCst),
+            0,
+            "two have one place: the end of one would hide the other"
+        );
+        std::thread::yield_now();
+        under_way.fetch_sub(1, SeqCst);
+        Ok::<(), ()>(())
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..100).for_each(|_| all.run(one_sync).unwrap()));
+        }
+    });
+    assert!(all.have_ended(all.now()));
+}
+
+#[test]
 fn the_word_of_a_failure_outlives_a_crash_and_ends_once_the_guest_knows() {
     let region = region();
     let life = || {
