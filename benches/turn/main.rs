@@ -1,5 +1,8 @@
 //! One turn of the worker: everything between a guest's ring and storage but the storage, which is memory here.
 //! Time for each 4 KiB request, with the cipher and without, in batches as a guest at that queue depth makes them.
+//!
+//! With `--count JOB BATCHES` it runs that many batches of one job and measures nothing: `scripts/count-instructions`
+//! looks on. `--jobs` lists them.
 #![allow(missing_docs, reason = "a benchmark has no outside")]
 
 mod guest;
@@ -7,33 +10,82 @@ mod guest;
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 
 use guest::{Guest, InFlight};
 
-fn turns(criterion: &mut Criterion) {
-    for (kind, name) in [(0, "read"), (1, "write")] {
-        let mut group = criterion.benchmark_group(format!("turn/{name} 4 KiB"));
-        for (encrypted, tracking, what) in [
-            (true, InFlight::Tracked, "aes-256-xts"),
-            (false, InFlight::Tracked, "no cipher"),
-            (false, InFlight::Forgotten, "no cipher, not tracked"),
-        ] {
-            for batch in [1_u16, 32] {
-                let mut guest = Guest::new(kind, encrypted, tracking);
-                group.throughput(Throughput::Elements(u64::from(batch)));
-                group.bench_function(BenchmarkId::new(what, batch), |bencher| {
-                    bencher.iter(|| black_box(&mut guest).run(batch));
-                });
-            }
+/// What the worker does with each request, and how many come at once.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    /// As virtio-blk numbers kinds.
+    kind: u32,
+    encrypted: bool,
+    tracking: InFlight,
+    batch: u16,
+}
+
+impl Job {
+    fn all() -> impl Iterator<Item = Self> {
+        [0, 1].into_iter().flat_map(|kind| {
+            [(true, InFlight::Tracked), (false, InFlight::Tracked), (false, InFlight::Forgotten)]
+                .into_iter()
+                .flat_map(move |(encrypted, tracking)| {
+                    [1, 32].map(|batch| Self { kind, encrypted, tracking, batch })
+                })
+        })
+    }
+
+    fn group(self) -> &'static str {
+        if self.kind == 0 { "turn/read 4 KiB" } else { "turn/write 4 KiB" }
+    }
+
+    fn what(self) -> &'static str {
+        match (self.encrypted, self.tracking) {
+            (true, _) => "aes-256-xts",
+            (false, InFlight::Tracked) => "no cipher",
+            (false, InFlight::Forgotten) => "no cipher, not tracked",
         }
+    }
+
+    fn name(self) -> String {
+        format!("{}/{}/{}", self.group(), self.what(), self.batch)
+    }
+
+    fn guest(self) -> Guest {
+        Guest::new(self.kind, self.encrypted, self.tracking)
+    }
+}
+
+fn measure(criterion: &mut Criterion) {
+    for job in Job::all() {
+        let mut guest = job.guest();
+        let mut group = criterion.benchmark_group(job.group());
+        group.throughput(Throughput::Elements(u64::from(job.batch)));
+        group.bench_function(BenchmarkId::new(job.what(), job.batch), |bencher| {
+            bencher.iter(|| black_box(&mut guest).run(job.batch));
+        });
         group.finish();
     }
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(2));
-    targets = turns
+fn count(name: &str, batches: u32) {
+    let job = Job::all().find(|job| job.name() == name).expect("one of the jobs that --jobs lists");
+    let mut guest = job.guest();
+    for _ in 0..batches {
+        black_box(&mut guest).run(job.batch);
+    }
 }
-criterion_main!(benches);
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--jobs"] => Job::all().for_each(|job| println!("{}", job.name())),
+        ["--count", name, batches] => count(name, batches.parse().expect("a number of batches")),
+        _ => {
+            let criterion = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(2));
+            let mut criterion = criterion.configure_from_args();
+            measure(&mut criterion);
+            criterion.final_summary();
+        }
+    }
+}

@@ -9,8 +9,12 @@ use serde_json::Value;
 
 use super::exit::{CliError, Exit};
 use super::output;
+use super::resolve::checked_rate;
+use super::volume::ByteSize;
 use crate::server::control::client::Client;
-use crate::server::control::protocol::{Command, QueueState, QueueView, Resized, Status, Tally};
+use crate::server::control::protocol::{
+    Command, Limits, QueueState, QueueView, Rate, Resized, Status, Tally,
+};
 
 /// The options of `sealblk control`.
 #[derive(Debug, Args)]
@@ -45,6 +49,33 @@ impl StatusCommand {
     }
 }
 
+/// What becomes of the limits.
+#[derive(Clone, Copy, Debug, Args)]
+struct LimitOptions {
+    /// Most requests a second [default: no limit]
+    #[arg(long, value_name = "COUNT")]
+    iops: Option<u64>,
+    /// Most requests at once after a pause [default: a tenth of a second's]
+    #[arg(long, value_name = "COUNT")]
+    iops_burst: Option<u64>,
+    /// Most bytes a second: 100M, say [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    bytes: Option<ByteSize>,
+    /// Most bytes at once after a pause [default: a tenth of a second's]
+    #[arg(long, value_name = "SIZE")]
+    bytes_burst: Option<ByteSize>,
+}
+
+impl LimitOptions {
+    fn limits(self) -> Result<Limits, CliError> {
+        let bytes = |size: Option<ByteSize>| size.map(|ByteSize(bytes)| bytes);
+        Ok(Limits {
+            requests: checked_rate(("--iops", self.iops), ("--iops-burst", self.iops_burst))?,
+            bytes: checked_rate(("--bytes", bytes(self.bytes)), ("--bytes-burst", bytes(self.bytes_burst)))?,
+        })
+    }
+}
+
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Verb {
     /// Show the disk, its queues and what they have done
@@ -59,14 +90,17 @@ enum Verb {
     Flush,
     /// Try the requests again that storage has failed and that are held (`serve --on-error stop`)
     Retry,
+    /// Limit how much the guest may ask for, in place of the limits that there were; without options there are none
+    Limit(LimitOptions),
     /// End the process as SIGTERM does, and wait until it has ended
     Shutdown,
 }
 
 impl ControlCommand {
     pub(super) fn run(self) -> Result<(), CliError> {
+        let command = self.verb.command()?;
         let mut client = Client::connect(&self.socket)?;
-        let result = client.ask(self.verb.command())?;
+        let result = client.ask(command)?;
         let text = match self.verb {
             Verb::Status => status_text(&client.understand(&result)?),
             Verb::Drain => "drained: everything is durable, and no queue runs until `resume`".to_owned(),
@@ -74,6 +108,7 @@ impl ControlCommand {
             Verb::Resize => resize_text(&client.understand(&result)?),
             Verb::Flush => "everything is durable".to_owned(),
             Verb::Retry => format!("requests that are tried again: {}", result["retried"]),
+            Verb::Limit(_) => limits_text(&client.understand(&result)?),
             Verb::Shutdown => {
                 client.wait_for_end()?;
                 "ended, and everything is durable".to_owned()
@@ -84,16 +119,17 @@ impl ControlCommand {
 }
 
 impl Verb {
-    fn command(self) -> Command {
-        match self {
+    fn command(self) -> Result<Command, CliError> {
+        Ok(match self {
             Self::Status => Command::Status,
             Self::Drain => Command::Drain,
             Self::Resume => Command::Resume,
             Self::Resize => Command::Resize,
             Self::Flush => Command::Flush,
             Self::Retry => Command::Retry,
+            Self::Limit(options) => Command::Limit(options.limits()?),
             Self::Shutdown => Command::Shutdown,
-        }
+        })
     }
 }
 
@@ -105,6 +141,17 @@ fn resize_text(resized: &Resized) -> String {
         (false, true) => format!("the disk has {size} now, and the VMM knows"),
         (false, false) => format!("the disk has {size} now; the VMM will see that when it connects again"),
     }
+}
+
+fn limits_text(limits: &Limits) -> String {
+    let rate = |Rate { per_second, burst }: Rate, show: fn(u64) -> String| {
+        let burst = burst.map_or(String::new(), |burst| format!(", {} at once", show(burst.get())));
+        format!("{} a second{burst}", show(per_second.get()))
+    };
+    let requests = limits.requests.map(|requests| rate(requests, |count| format!("{count} requests")));
+    let bytes = limits.bytes.map(|bytes| rate(bytes, output::bytes));
+    let both: Vec<String> = requests.into_iter().chain(bytes).collect();
+    if both.is_empty() { "none".to_owned() } else { both.join("; ") }
 }
 
 fn status_text(status: &Status) -> String {
@@ -133,6 +180,9 @@ fn status_text(status: &Status) -> String {
         line("suspended", "the key is wiped, and no queue runs until `sealblk resume`");
     } else if status.drained {
         line("drained", "no queue runs until `resume`");
+    }
+    if status.limits != Limits::default() {
+        line("limits", &limits_text(&status.limits));
     }
     if volume.sync_failed {
         line("flushes", "fail, since one has failed: what was lost cannot be told; serve the volume anew");
@@ -199,6 +249,8 @@ fn tally_text(tally: &Tally) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use super::*;
     use crate::server::control::protocol::VolumeStatus;
 
@@ -226,6 +278,10 @@ mod tests {
             vmm_connected: true,
             drained: true,
             suspended: false,
+            limits: Limits {
+                requests: Some(Rate { per_second: NonZeroU64::MIN, burst: Some(NonZeroU64::MIN) }),
+                bytes: None,
+            },
             volume,
             queues: vec![busy, QueueView::default()],
         };
@@ -236,6 +292,7 @@ mod tests {
             "1 GiB (1073741824 bytes), encrypted, writable, sectors of 4096 bytes, blocks of 512\n",
             "VMM          connected\n",
             "drained ",
+            "limits       1 requests a second, 1 requests at once\n",
             "serve the volume anew",
         ] {
             assert!(text.contains(part), "no `{part}` in:\n{text}");

@@ -1,11 +1,13 @@
 //! From options to a configuration: what is required, what it defaults to, what excludes what.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use super::serve::{InsecureGate, ServeOptions, Switch};
+use super::volume::ByteSize;
 use crate::cipher::CipherError;
 use crate::format::FormatError;
 use crate::geometry::SectorSize;
@@ -16,6 +18,7 @@ use crate::server::config::{
     Confinement, DeviceConfig, Endpoint, KeyConfig, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN,
     SERIAL_BYTES, ServeConfig, VolumeConfig,
 };
+use crate::worker::rate_limits::{Limits, Rate};
 
 /// Less than the 90 s that systemd gives a service to start.
 const DEFAULT_KEY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -213,6 +216,21 @@ impl ServeOptions {
         self.key.iter().map(source).collect()
     }
 
+    /// How much the guest may ask for.
+    fn limits(&self) -> Result<Limits, ConfigError> {
+        let bytes = |size: Option<ByteSize>| size.map(|ByteSize(bytes)| bytes);
+        Ok(Limits {
+            requests: checked_rate(
+                ("--limit-iops", self.limit_iops),
+                ("--limit-iops-burst", self.limit_iops_burst),
+            )?,
+            bytes: checked_rate(
+                ("--limit-bytes", bytes(self.limit_bytes)),
+                ("--limit-bytes-burst", bytes(self.limit_bytes_burst)),
+            )?,
+        })
+    }
+
     fn device_config(&self) -> Result<DeviceConfig, ConfigError> {
         let num_queues = self.num_queues.unwrap_or_else(default_num_queues);
         if !(1..=NUM_QUEUES_MAX).contains(&num_queues) {
@@ -236,6 +254,7 @@ impl ServeOptions {
             serial: padded_serial(self.serial.as_deref().unwrap_or_default())?,
             cache: self.cache.unwrap_or_default(),
             discard: self.discard.unwrap_or_default(),
+            limits: self.limits()?,
             read_only: self.read_only.unwrap_or(false),
         })
     }
@@ -247,6 +266,23 @@ pub(super) fn impossible(option: &'static str, value: impl ToString, possible: &
 
 pub(super) fn checked_sector_size(option: &'static str, bytes: u32) -> Result<SectorSize, ConfigError> {
     SectorSize::new(bytes).ok_or_else(|| impossible(option, bytes, "512, 1024, 2048 or 4096 bytes"))
+}
+
+/// A rate and its burst, each with the option that gives it.
+pub(super) fn checked_rate(
+    (rate_option, rate): (&'static str, Option<u64>),
+    (burst_option, burst): (&'static str, Option<u64>),
+) -> Result<Option<Rate>, ConfigError> {
+    let nonzero = |option, count: Option<u64>| match count.map(NonZeroU64::new) {
+        None => Ok(None),
+        Some(Some(count)) => Ok(Some(count)),
+        Some(None) => Err(impossible(option, 0, "1 or more; without the option there is no limit")),
+    };
+    match (nonzero(rate_option, rate)?, nonzero(burst_option, burst)?) {
+        (Some(per_second), burst) => Ok(Some(Rate { per_second, burst })),
+        (None, Some(burst)) => Err(impossible(burst_option, burst, &format!("only with {rate_option}"))),
+        (None, None) => Ok(None),
+    }
 }
 
 fn default_num_queues() -> u16 {
@@ -310,6 +346,7 @@ mod tests {
             serial: [0; 20],
             cache: CacheMode::Writeback,
             discard: DiscardPolicy::Ignore,
+            limits: Limits::default(),
             read_only: false,
         };
         assert_eq!(config.device, device);
@@ -330,7 +367,8 @@ mod tests {
              offset = 3\nskip = 16\ninsecure = ['equal-key-halves']\nnum-queues = 5\nqueue-size = 64\n\
              logical-block-size = 512\nserial = 'disk 1'\ncache = 'writethrough'\ndiscard = 'pass'\ndirect = 'off'\n\
              engine = 'blocking'\nkey-timeout = 5\nonce = true\ncontrol-socket = '/c'\nread-only = true\n\
-             cipher-kernel = 'portable'\nplain-hash = 'ripemd160'\nincoming = true\nincoming-timeout = 7",
+             cipher-kernel = 'portable'\nplain-hash = 'ripemd160'\nincoming = true\nincoming-timeout = 7\n\
+             limit-iops = 500\nlimit-bytes = '1M'\nlimit-bytes-burst = '8M'",
         )
         .unwrap();
         let format = PlainFormat {
@@ -345,6 +383,7 @@ mod tests {
         };
         assert_eq!(config.key.format, FormatConfig::Plain(format));
         assert_eq!(config.volume, VolumeConfig { path: "/v".into(), read_only: true, direct: false });
+        let nonzero = |count| NonZeroU64::new(count).unwrap();
         let device = DeviceConfig {
             num_queues: 5,
             queue_size_max: 64,
@@ -352,6 +391,10 @@ mod tests {
             serial: *b"disk 1\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
             cache: CacheMode::Writethrough,
             discard: DiscardPolicy::Pass,
+            limits: Limits {
+                requests: Some(Rate { per_second: nonzero(500), burst: None }),
+                bytes: Some(Rate { per_second: nonzero(1 << 20), burst: Some(nonzero(8 << 20)) }),
+            },
             read_only: true,
         };
         assert_eq!(config.device, device);
@@ -362,6 +405,13 @@ mod tests {
         let keys: Vec<String> = config.key.sources.iter().map(|key| key.reference().to_string()).collect();
         assert_eq!(keys, ["fd:9"]);
         assert_eq!(config.key.timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_limit_of_nothing_or_a_burst_of_no_limit_is_refused() {
+        assert!(refused("limit-iops = 0").contains("--limit-iops 0 is not possible"));
+        assert!(refused("limit-bytes = 7\nlimit-bytes-burst = '0'").contains("--limit-bytes-burst 0"));
+        assert!(refused("limit-iops-burst = 9").contains("only with --limit-iops"));
     }
 
     #[test]

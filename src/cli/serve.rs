@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 use super::exit::{CliError, Exit};
 use super::log::{self, LogLevel};
 use super::resolve::ConfigError;
+use super::volume::ByteSize;
 use crate::cipher::KernelChoice;
 use crate::sandbox::Mode as SandboxMode;
 use crate::server;
@@ -162,6 +163,18 @@ pub(super) struct ServeOptions {
     /// Serial number: up to 20 printable ASCII characters [default: none]
     #[arg(long, value_name = "TEXT", help_heading = DEVICE)]
     pub(super) serial: Option<String>,
+    /// Most requests a second, over all queues [default: no limit]
+    #[arg(long, value_name = "COUNT", help_heading = DEVICE)]
+    pub(super) limit_iops: Option<u64>,
+    /// Most requests at once after a pause [default: a tenth of a second's]
+    #[arg(long, value_name = "COUNT", help_heading = DEVICE)]
+    pub(super) limit_iops_burst: Option<u64>,
+    /// Most bytes a second, over all queues: 100M, say [default: no limit]
+    #[arg(long, value_name = "SIZE", help_heading = DEVICE)]
+    pub(super) limit_bytes: Option<ByteSize>,
+    /// Most bytes at once after a pause [default: a tenth of a second's]
+    #[arg(long, value_name = "SIZE", help_heading = DEVICE)]
+    pub(super) limit_bytes_burst: Option<ByteSize>,
     /// When a write counts as done, until the guest decides otherwise [default: writeback]
     #[arg(long, value_name = "MODE", help_heading = DEVICE)]
     pub(super) cache: Option<CacheMode>,
@@ -370,6 +383,10 @@ impl ServeOptions {
             queue_size: other.queue_size.or(base.queue_size),
             logical_block_size: other.logical_block_size.or(base.logical_block_size),
             serial: other.serial.or(base.serial),
+            limit_iops: other.limit_iops.or(base.limit_iops),
+            limit_iops_burst: other.limit_iops_burst.or(base.limit_iops_burst),
+            limit_bytes: other.limit_bytes.or(base.limit_bytes),
+            limit_bytes_burst: other.limit_bytes_burst.or(base.limit_bytes_burst),
             cache: other.cache.or(base.cache),
             discard: other.discard.or(base.discard),
             engine: other.engine.or(base.engine),
@@ -407,7 +424,7 @@ mod tests {
     }
 
     /// One valid value for every option: as on the command line, and as in the file.
-    const SAMPLES: [(&str, &str, &str); 46] = [
+    const SAMPLES: [(&str, &str, &str); 50] = [
         ("socket-path", "--socket-path=/s", "'/s'"),
         ("fd", "--fd=7", "7"),
         ("connect", "--connect=/c", "'/c'"),
@@ -442,6 +459,10 @@ mod tests {
         ("queue-size", "--queue-size=64", "64"),
         ("logical-block-size", "--logical-block-size=512", "512"),
         ("serial", "--serial=S", "'S'"),
+        ("limit-iops", "--limit-iops=1000", "1000"),
+        ("limit-iops-burst", "--limit-iops-burst=50", "50"),
+        ("limit-bytes", "--limit-bytes=1M", "'1M'"),
+        ("limit-bytes-burst", "--limit-bytes-burst=64K", "'64K'"),
         ("cache", "--cache=writethrough", "'writethrough'"),
         ("discard", "--discard=pass", "'pass'"),
         ("engine", "--engine=blocking", "'blocking'"),

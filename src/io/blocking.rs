@@ -63,8 +63,10 @@ impl Engine for Blocking {
     }
 
     fn submit(&mut self, wait: Wait) -> io::Result<()> {
-        if wait == Wait::ForEvent && self.finished.is_empty() {
-            self.wakes.sleep()?;
+        if let Some(limit) = wait.sleeps()
+            && self.finished.is_empty()
+        {
+            self.wakes.sleep(limit)?;
         }
         Ok(())
     }

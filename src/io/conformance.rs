@@ -50,6 +50,7 @@ pub fn run_all<E: Engine>(make: impl Fn(&[u8], &SlotPool, u32) -> Subject<E>) {
     changes_what_it_watches(&make);
     refuses_to_watch_what_is_never_signalled(&make);
     waits_for_operations_and_signals_together(&make);
+    sleeps_no_longer_than_it_is_told(&make);
     can_be_dropped_with_operations_in_flight(&make);
 }
 
@@ -261,6 +262,29 @@ pub fn can_be_dropped_with_operations_in_flight<E: Engine>(
         assert!(contents() == after, "something is still written after the drop");
     }
 }
+
+/// A sleep with an end ends without a signal, and not at once again and again.
+pub fn sleeps_no_longer_than_it_is_told<E: Engine>(make: &impl Fn(&[u8], &SlotPool, u32) -> Subject<E>) {
+    let mut rig = Rig::new(make, &[0; 4096], PoolShape { small_count: 1, large_count: 0 }, 1);
+    let signal = Signal::new(0);
+    for watched in [None, Some(&signal)] {
+        rig.watch(Wake::Kick, watched);
+        rig.settle();
+        let end = Instant::now() + Duration::from_millis(20);
+        let mut returns = 0;
+        while Instant::now() < end {
+            rig.engine.submit(Wait::Until(end)).expect("a wait");
+            assert!(rig.engine.reap().is_none(), "there was no operation");
+            returns += 1;
+        }
+        assert!(returns <= SHORT_SLEEPS, "it did not sleep: {returns} returns");
+        // The time is over.
+        rig.engine.submit(Wait::Until(end)).expect("a wait");
+    }
+}
+
+/// How many returns a sleep of 20 ms may come in, where the kernel knows none that end: a millisecond each.
+const SHORT_SLEEPS: usize = 20 + EARLY_RETURNS;
 
 /// How many returns from a wait may come without a cause: left over from set-up or from a signal long gone.
 const EARLY_RETURNS: usize = 8;

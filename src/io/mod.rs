@@ -29,6 +29,7 @@ pub use slots::{PoolShape, Slot, SlotPool};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Names one operation from [`Engine::start`] to its [`Completion`]. The caller chooses it, below the
 /// `max_ops` that the engine was made for, and does not use it again before the completion was reaped.
@@ -130,6 +131,19 @@ pub enum Wait {
     No,
     /// Sleep until there is a completion to reap or a watched descriptor was signalled. May return early.
     ForEvent,
+    /// As [`ForEvent`](Self::ForEvent), but no longer than until then.
+    Until(Instant),
+}
+
+impl Wait {
+    /// Whether it sleeps at all, and how long at most.
+    fn sleeps(self) -> Option<Option<Duration>> {
+        match self {
+            Self::No => None,
+            Self::ForEvent => Some(None),
+            Self::Until(end) => Some(Some(end.saturating_duration_since(Instant::now()))),
+        }
+    }
 }
 
 /// A descriptor that ends a [`Wait::ForEvent`].
@@ -165,14 +179,14 @@ pub trait Engine {
     /// When the tag is in use or out of range, or the length is 0 or more than the slot holds: going on would
     /// move the wrong bytes.
     fn start(&mut self, tag: Tag, op: Op);
-    /// Hands over everything started so far and, with [`Wait::ForEvent`], sleeps: one system call for both,
+    /// Hands over everything started so far and sleeps, if it is to: one system call for both,
     /// none when there is nothing to do.
     ///
     /// # Errors
     /// The engine is of no further use.
     ///
     /// # Panics
-    /// When asked to sleep although nothing is in flight and nothing is watched.
+    /// When asked to sleep without end although nothing is in flight and nothing is watched.
     fn submit(&mut self, wait: Wait) -> io::Result<()>;
     /// Takes one finished operation, if there is any. Makes no system call.
     fn reap(&mut self) -> Option<Completion>;

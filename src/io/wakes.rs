@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use std::time::Duration;
+
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -46,10 +48,11 @@ impl Wakes {
         self.watched.iter().all(Option::is_none)
     }
 
-    /// Sleeps until a watched descriptor is signalled. May return early.
-    pub(super) fn sleep(&mut self) -> rustix::io::Result<()> {
-        assert!(!self.is_empty(), "nothing could ever end this wait");
-        self.wait(None).map(|_| ())
+    /// Sleeps until a watched descriptor is signalled, no longer than `limit`. May return early.
+    pub(super) fn sleep(&mut self, limit: Option<Duration>) -> rustix::io::Result<()> {
+        assert!(limit.is_some() || !self.is_empty(), "nothing could ever end this wait");
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        self.wait(limit.as_ref()).map(|_| ())
     }
 
     /// The descriptor that is readable while there is something to [consume](Self::consume).

@@ -13,6 +13,7 @@ use crate::geometry::SectorSize;
 use crate::io::uring;
 use crate::keys::KeySource;
 use crate::sandbox::{Identity, Mode};
+use crate::worker::rate_limits::Limits;
 
 /// Most queues that a disk may have: one thread serves each.
 pub const NUM_QUEUES_MAX: u16 = 64;
@@ -142,6 +143,8 @@ pub struct DeviceConfig {
     pub cache: CacheMode,
     /// What becomes of discards.
     pub discard: DiscardPolicy,
+    /// How much the guest may ask for.
+    pub limits: Limits,
     /// Refuse writes.
     pub read_only: bool,
 }

@@ -15,6 +15,7 @@ use crate::geometry::{Geometry, SectorSize};
 use crate::guest::{InflightRegion, Remembered};
 use crate::virtio::DiskView;
 use crate::virtio::wire::{self, ConfigFields, feature};
+use crate::worker::rate_limits::Limits;
 use crate::worker::{Disk, QueueThread, WorkerGone};
 
 /// The served disk, the same for every front end. The main thread changes it; those of the control socket look.
@@ -152,6 +153,16 @@ impl Device {
             write_cache: self.is_writeback(),
             sync_failed: self.disk.volume.has_sync_failed(),
         }
+    }
+
+    /// How much the guest may ask for.
+    pub(super) fn limits(&self) -> Limits {
+        self.disk.volume.limits().limits()
+    }
+
+    /// Sets that, from now on.
+    pub(super) fn set_limits(&self, limits: Limits) {
+        self.disk.volume.limits().set(limits);
     }
 
     pub(super) fn num_queues(&self) -> u16 {

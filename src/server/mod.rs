@@ -147,7 +147,10 @@ fn make_disk(
         None => (None, None),
     };
     let view = device::disk_view(geometry, logical_block, config);
-    let volume = Volume::new(geometry, xts).with_logical_block(logical_block).with_on_error(on_error);
+    let volume = Volume::new(geometry, xts)
+        .with_logical_block(logical_block)
+        .with_on_error(on_error)
+        .with_limits(config.limits);
     Ok((Disk { volume: Arc::new(volume), view, serial: config.serial }, key_shape))
 }
 

@@ -161,6 +161,16 @@ pub enum Parsed {
     Refused(Refusal),
 }
 
+impl Parsed {
+    /// What a valid request wants.
+    pub fn kind(&self) -> Option<&RequestKind> {
+        match self {
+            Self::Request(request) => Some(&request.kind),
+            Self::Refused(_) => None,
+        }
+    }
+}
+
 /// Reads the chain of `head` as a request to `disk`. `data` is an empty buffer in the memory that the chain
 /// points into.
 pub fn parse(

@@ -68,12 +68,11 @@ impl<E: Engine> Worker<E> {
     pub(super) fn give_up_held(&mut self) {
         self.held.given_up = true;
         for id in std::mem::take(&mut self.held.requests) {
-            let active = self.requests.remove(id);
-            if active.request.kind.writes() && !self.disk.volume.is_writeback() {
+            if self.requests.get(id).request.kind.writes() && !self.disk.volume.is_writeback() {
                 // Now that it is not repeated it counts as any write that was to be durable.
                 self.disk.volume.latch_sync_failure();
             }
-            self.complete(active);
+            self.answer(id);
         }
         self.monitor.set_held(0);
     }

@@ -17,6 +17,7 @@ pub mod monitor;
 mod parts;
 mod peers;
 mod queue;
+pub mod rate_limits;
 mod recovery;
 mod sector_locks;
 mod spin;
@@ -34,6 +35,7 @@ pub use volume::{OnError, Volume};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use held::Held;
 use queue::Queue;
@@ -44,7 +46,7 @@ use syncs::{OwnSyncs, SyncNumber};
 use tables::{Active, Failure, Piece, Pieces, RequestId, Requests};
 
 use crate::guest::{Cursor, GuestBuffer};
-use crate::io::{Completion, Durability, Engine, Op, Slot, SlotPool, Wait};
+use crate::io::{Completion, Durability, Engine, Op, SlotPool, Wait};
 use crate::virtio::Chain;
 use crate::virtio::request::{self, DiskView, Parsed, Refusal, Request, RequestKind, SectorRange};
 use crate::virtio::wire::{self, Status};
@@ -91,6 +93,8 @@ pub struct Worker<E> {
     chain: Chain,
     spare_data: Vec<GuestBuffer>,
     spin: Spin,
+    /// When to take requests again, if the limits of the disk do not admit any now.
+    resume_at: Option<Instant>,
     /// Operations that the engine was given and not yet told to hand over, and whether a turn ended with some.
     unsubmitted_ops: usize,
     unsubmitted_turns: usize,
@@ -131,6 +135,7 @@ impl<E: Engine> Worker<E> {
             chain: Chain::new(),
             spare_data: Vec::with_capacity(MAX_REQUESTS as usize),
             spin: Spin::default(),
+            resume_at: None,
             unsubmitted_ops: 0,
             unsubmitted_turns: 0,
             slotless_ops: 0,
@@ -176,7 +181,7 @@ impl<E: Engine> Worker<E> {
     /// # Errors
     /// When the engine is of no further use.
     pub fn wait(&mut self) -> io::Result<()> {
-        if self.queue.is_some() && self.spin.goes_on() {
+        if self.queue.is_some() && self.resume_at.is_none() && self.spin.goes_on() {
             self.submit(Wait::No)?;
             std::hint::spin_loop();
             return Ok(());
@@ -189,17 +194,19 @@ impl<E: Engine> Worker<E> {
     /// # Errors
     /// When the engine is of no further use.
     pub fn sleep(&mut self) -> io::Result<()> {
-        // A full table takes nothing, nor does a queue that repeats or holds requests: what ends that wakes us.
+        // A full table takes nothing, nor does a queue that repeats or holds requests, or one at its limit: what ends
+        // that wakes us.
         if let Some(queue) = &mut self.queue
             && !self.requests.is_full()
             && !self.repeats.going_on
             && self.held.is_empty()
+            && self.resume_at.is_none()
             && queue.enable_notification()
         {
             queue.disable_notification();
             return Ok(());
         }
-        self.submit(Wait::ForEvent)?;
+        self.submit(self.resume_at.map_or(Wait::ForEvent, Wait::Until))?;
         if let Some(queue) = &mut self.queue {
             queue.disable_notification();
         }
@@ -214,8 +221,14 @@ impl<E: Engine> Worker<E> {
     /// Takes new requests from the ring while there is room for them, a few each turn.
     fn take_requests(&mut self) -> bool {
         let mut taken = false;
+        let now = self.disk.volume.limits().now();
+        self.resume_at = None;
         for _ in 0..MAX_TAKEN_PER_TURN {
-            if self.requests.is_full() || !self.held.is_empty() {
+            if self.requests.is_full() || !self.held.is_empty() || self.queue.is_none() {
+                break;
+            }
+            self.resume_at = now.and_then(|now| self.disk.volume.limits().refuses_until(now));
+            if self.resume_at.is_some() {
                 break;
             }
             let Some(queue) = &mut self.queue else { break };
@@ -228,7 +241,11 @@ impl<E: Engine> Worker<E> {
             taken = true;
             let memory = queue.memory();
             let data = self.spare_data.pop().unwrap_or_else(|| GuestBuffer::new(memory.clone()));
-            match request::parse(head, &self.chain, data, memory, &self.disk.view) {
+            let parsed = request::parse(head, &self.chain, data, memory, &self.disk.view);
+            if let Some(now) = now {
+                self.disk.volume.limits().charge(now, parsed.kind());
+            }
+            match parsed {
                 Parsed::Request(request) => self.begin(request),
                 Parsed::Refused(refusal) => self.refuse(refusal),
             }
@@ -238,17 +255,17 @@ impl<E: Engine> Worker<E> {
 
     /// Starts on a valid request.
     fn begin(&mut self, request: Request) {
-        let mut active = Active::new(request);
-        if active.request.kind == RequestKind::Flush && self.disk.volume.has_sync_failed() {
+        let is_flush = request.kind == RequestKind::Flush;
+        let id = self.requests.insert(request);
+        let active = self.requests.get(id);
+        if is_flush && self.disk.volume.has_sync_failed() {
             active.fail(Status::IoError);
         }
         if active.is_done() {
-            return self.complete(active);
+            return self.answer(id);
         }
         active.in_backlog = true;
-        let held = self.repeats.going_on && active.request.kind == RequestKind::Flush;
-        let id = self.requests.insert(active);
-        if held {
+        if is_flush && self.repeats.going_on {
             self.repeats.held_flushes.push(id);
         } else {
             self.backlog.push_back(id);
@@ -322,7 +339,7 @@ impl<E: Engine> Worker<E> {
                     self.slots.put(slot);
                     return None;
                 }
-                transfer(volume, active, &piece, slot, sectors)
+                parts::transfer(volume, active, &piece, slot, sectors)
             }
         };
         if matches!(op, Op::Sync | Op::Discard { .. }) {
@@ -419,28 +436,28 @@ impl<E: Engine> Worker<E> {
         if self.requests.get(id).failure == Failure::Repeatable && self.held.keeps() {
             return self.hold(id);
         }
-        let active = self.requests.remove(id);
-        self.complete(active);
+        self.answer(id);
     }
 
     /// Answers a request that nothing is left of.
-    fn complete(&mut self, active: Active) {
-        let Request { head, status, kind, data } = active.request;
+    fn answer(&mut self, id: RequestId) {
+        let Active { request, status: outcome, .. } = self.requests.remove(id);
+        let Request { head, status, kind, data } = request;
         let Some(queue) = &mut self.queue else {
             unreachable!("a queue with requests under way is not removed")
         };
-        self.monitor.count(&kind, active.status);
-        if kind == RequestKind::Flush && active.status == Status::IoError {
+        self.monitor.count(&kind, outcome);
+        if kind == RequestKind::Flush && outcome == Status::IoError {
             self.disk.volume.syncs().tell();
         }
-        let data_bytes = match (active.status, &kind) {
+        let data_bytes = match (outcome, &kind) {
             (Status::Ok, RequestKind::Read(_)) => data.len_bytes() as u32,
             (Status::Ok, RequestKind::GetId) => {
                 data.copy_out(&mut Cursor::default(), &self.disk.serial) as u32
             }
             _ => 0,
         };
-        status.write(queue.memory(), active.status);
+        status.write(queue.memory(), outcome);
         // Also of one that failed: pieces of it may have arrived.
         queue.log_written(status, kind.fills_data().then_some(&data));
         queue.complete(head, data_bytes + 1);
@@ -469,22 +486,6 @@ impl<E: Engine> Worker<E> {
         self.monitor.set_in_flight(self.requests.count());
         self.queue.as_mut().is_some_and(Queue::publish)
     }
-}
-
-/// A piece as an operation on its sectors. Those that are written without being read first are encrypted here.
-fn transfer(volume: &Volume, active: &mut Active, piece: &Piece, mut slot: Slot, sectors: SectorRange) -> Op {
-    let (offset_bytes, len_bytes) = (volume.backing_offset(sectors.offset_bytes), sectors.len_bytes as u32);
-    let (first, len) = (piece.range.first(), piece.range.len_bytes as usize);
-    let (data, cursor) = (&active.request.data, &mut active.plan.cursor);
-    match active.request.kind {
-        RequestKind::Write(_) if !piece.reads_first => volume.encrypt(data, cursor, &mut slot, first, len),
-        RequestKind::WriteZeroes(_) if !piece.reads_first => volume.encrypt_zeroes(&mut slot, first, len),
-        _ => {
-            data.skip(cursor, len);
-            return Op::Read { slot, offset_bytes, len_bytes };
-        }
-    }
-    Op::Write { slot, offset_bytes, len_bytes, durability: volume.write_durability() }
 }
 
 #[cfg(test)]

@@ -104,6 +104,28 @@ impl<E: Engine> Worker<E> {
     }
 }
 
+/// A piece as an operation on its sectors. Those that are written without being read first are encrypted here.
+pub(super) fn transfer(
+    volume: &Volume,
+    active: &mut Active,
+    piece: &Piece,
+    mut slot: Slot,
+    sectors: SectorRange,
+) -> Op {
+    let (offset_bytes, len_bytes) = (volume.backing_offset(sectors.offset_bytes), sectors.len_bytes as u32);
+    let (first, len) = (piece.range.first(), piece.range.len_bytes as usize);
+    let (data, cursor) = (&active.request.data, &mut active.plan.cursor);
+    match active.request.kind {
+        RequestKind::Write(_) if !piece.reads_first => volume.encrypt(data, cursor, &mut slot, first, len),
+        RequestKind::WriteZeroes(_) if !piece.reads_first => volume.encrypt_zeroes(&mut slot, first, len),
+        _ => {
+            data.skip(cursor, len);
+            return Op::Read { slot, offset_bytes, len_bytes };
+        }
+    }
+    Op::Write { slot, offset_bytes, len_bytes, durability: volume.write_durability() }
+}
+
 #[cfg(test)]
 #[path = "parts_tests.rs"]
 mod tests;

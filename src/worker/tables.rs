@@ -45,7 +45,8 @@ pub(super) struct Plan {
 }
 
 impl Active {
-    pub(super) fn new(request: Request) -> Self {
+    #[inline(always)]
+    fn new(request: Request) -> Self {
         let mut active = Self {
             request,
             plan: Plan::default(),
@@ -138,17 +139,20 @@ struct Slab<T> {
     free: Vec<u32>,
 }
 
+// Inlined, so that what is large is made and taken apart where it lies, not copied about.
 impl<T> Slab<T> {
     fn new(count: u32) -> Self {
         Self { places: (0..count).map(|_| None).collect(), free: (0..count).rev().collect() }
     }
 
+    #[inline(always)]
     fn insert(&mut self, value: T) -> Option<u32> {
         let place = self.free.pop()?;
         self.places[place as usize] = Some(value);
         Some(place)
     }
 
+    #[inline(always)]
     fn remove(&mut self, place: u32) -> T {
         let value = self.places[place as usize].take().expect("only places in use are named");
         self.free.push(place);
@@ -177,14 +181,16 @@ impl Requests {
         self.0.used()
     }
 
-    pub(super) fn insert(&mut self, active: Active) -> RequestId {
-        RequestId(self.0.insert(active).expect("requests are taken only while there is room"))
+    #[inline(always)]
+    pub(super) fn insert(&mut self, request: Request) -> RequestId {
+        RequestId(self.0.insert(Active::new(request)).expect("requests are taken only while there is room"))
     }
 
     pub(super) fn get(&mut self, id: RequestId) -> &mut Active {
         self.0.places[id.0 as usize].as_mut().expect("only requests under way are named")
     }
 
+    #[inline(always)]
     pub(super) fn remove(&mut self, id: RequestId) -> Active {
         self.0.remove(id.0)
     }

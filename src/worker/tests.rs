@@ -17,6 +17,7 @@ const DESCRIPTORS_PER_REQUEST: u16 = 4;
 const BUFFERS: u64 = DATA + 0x10000;
 
 mod held;
+mod limited;
 mod logged;
 mod repeats;
 

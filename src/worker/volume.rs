@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::peers::Peers;
+use super::rate_limits::{Limits, RateLimits};
 use super::sector_locks::SectorLocks;
 use super::syncs::Syncs;
 use super::tables::Failure;
@@ -60,6 +61,7 @@ pub struct Volume {
     on_error: OnError,
     peers: Arc<Peers>,
     syncs: Arc<Syncs>,
+    limits: Arc<RateLimits>,
     /// On a disk whose blocks are smaller than its sectors: requests for parts of sectors come on no other.
     locks: Option<Arc<SectorLocks>>,
 }
@@ -77,6 +79,7 @@ impl Volume {
             on_error: OnError::Report,
             syncs: Arc::new(Syncs::new(Arc::clone(&peers))),
             peers,
+            limits: Arc::new(RateLimits::new(Limits::default())),
             locks: None,
         }
     }
@@ -99,6 +102,12 @@ impl Volume {
     /// Sets what becomes of requests that storage fails.
     pub fn with_on_error(self, on_error: OnError) -> Self {
         Self { on_error, ..self }
+    }
+
+    /// Sets how much the guest may ask for, over all queues.
+    pub fn with_limits(self, limits: Limits) -> Self {
+        self.limits.set(limits);
+        self
     }
 
     /// What is to be done about a request that storage failed: what failed was a sync, its own or that of a write that had
@@ -135,6 +144,11 @@ impl Volume {
     /// Where the payload lies and how it is cut.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// How much the guest may ask for, over all queues.
+    pub fn limits(&self) -> &RateLimits {
+        &self.limits
     }
 
     /// Whether there is a cipher between guest and storage.

@@ -2,10 +2,32 @@
 
 use std::str::FromStr;
 
+use serde::Deserialize;
+
 /// A number of bytes: plain, or with the suffix K, M, G, T or P for powers of 1024 (KiB and so on are the same), or
 /// KB, MB, GB, TB or PB for powers of 1000, as `truncate` has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SizeInFile")]
 pub(in crate::cli) struct ByteSize(pub(in crate::cli) u64);
+
+/// As it may stand in a file: a number of bytes, or text as on the command line.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a number of bytes, or text such as \"100M\"")]
+enum SizeInFile {
+    Bytes(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeInFile> for ByteSize {
+    type Error = &'static str;
+
+    fn try_from(written: SizeInFile) -> Result<Self, Self::Error> {
+        match written {
+            SizeInFile::Bytes(bytes) => Ok(Self(bytes)),
+            SizeInFile::Text(text) => text.parse(),
+        }
+    }
+}
 
 impl FromStr for ByteSize {
     type Err = &'static str;

@@ -108,12 +108,12 @@ impl Engine for Sim {
 
     fn submit(&mut self, wait: Wait) -> io::Result<()> {
         self.run_turn();
-        if wait == Wait::ForEvent {
+        if let Some(limit) = wait.sleeps() {
             while self.finished.is_empty() && !self.pending.is_empty() {
                 self.run_turn();
             }
             if self.finished.is_empty() {
-                self.wakes.sleep()?;
+                self.wakes.sleep(limit)?;
             }
         }
         Ok(())

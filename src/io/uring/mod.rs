@@ -14,6 +14,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use rustix::io::Errno;
@@ -68,6 +69,21 @@ struct Parts {
     registered: Option<Arc<Mapping>>,
 }
 
+impl Parts {
+    /// One system call: submits, and waits for `want` completions, no longer than `limit`.
+    fn wait(&self, want: usize, limit: Option<Duration>) -> io::Result<usize> {
+        let Some(limit) = limit else { return self.ring.submit_and_wait(want) };
+        if self.ring.params().is_feature_ext_arg() {
+            let limit = types::Timespec::from(limit);
+            return self.ring.submitter().submit_with_args(want, &types::SubmitArgs::new().timespec(&limit));
+        }
+        // Before Linux 5.11 a wait has no limit.
+        let submitted = self.ring.submit()?;
+        thread::sleep(limit.min(SHORT_SLEEP));
+        Ok(submitted)
+    }
+}
+
 /// An operation between start and completion. The slot inside is the kernel's.
 struct InFlight {
     op: Op,
@@ -88,6 +104,8 @@ static TIMEOUTS: [types::Timespec; PAUSES.len()] = {
     }
     timeouts
 };
+/// How long to sleep where nothing but the time can end it.
+const SHORT_SLEEP: Duration = Duration::from_millis(1);
 static ONE_SECOND: types::Timespec = types::Timespec::new().sec(1);
 
 impl Uring {
@@ -153,7 +171,7 @@ impl Engine for Uring {
     fn submit(&mut self, wait: Wait) -> io::Result<()> {
         while !self.push_waiting()? {
             let before = self.parts.ring.submission().len();
-            self.enter(0)?;
+            self.enter(0, None)?;
             if self.parts.ring.submission().len() == before {
                 // No room until completions are reaped.
                 return Ok(());
@@ -162,16 +180,15 @@ impl Engine for Uring {
         let queue = self.parts.ring.submission();
         let (queued, kernel_calls) = (!queue.is_empty(), queue.taskrun() || queue.cq_overflow());
         drop(queue);
-        let sleep = wait == Wait::ForEvent
-            && self.parts.ring.completion().is_empty()
-            && !self.watches.take_signalled();
-        if !(queued || kernel_calls || sleep) {
-            return Ok(());
-        }
-        if sleep {
-            assert!(self.watches.armed() || self.in_flight_count > 0, "nothing could ever end this wait");
-        }
-        self.enter(usize::from(sleep))
+        let sleep = wait
+            .sleeps()
+            .filter(|_| self.parts.ring.completion().is_empty() && !self.watches.take_signalled());
+        let Some(limit) = sleep else {
+            return if queued || kernel_calls { self.enter(0, None) } else { Ok(()) };
+        };
+        let has_end = limit.is_some() || self.watches.armed() || self.in_flight_count > 0;
+        assert!(has_end, "nothing could ever end this wait");
+        self.enter(1, limit)
     }
 
     fn reap(&mut self) -> Option<Completion> {
@@ -282,11 +299,11 @@ impl Uring {
     }
 
     /// Enters the kernel: hands over the submission queue, lets completions be posted, and waits until at least
-    /// `want` of them are there. May return early.
-    fn enter(&mut self, want: usize) -> io::Result<()> {
+    /// `want` of them are there, no longer than `limit`. May return early.
+    fn enter(&mut self, want: usize, limit: Option<Duration>) -> io::Result<()> {
         let error = loop {
             let before = self.parts.ring.submission().len();
-            if let Err(error) = self.parts.ring.submit_and_wait(want) {
+            if let Err(error) = self.parts.wait(want, limit) {
                 break error;
             }
             let after = self.parts.ring.submission().len();
@@ -297,7 +314,7 @@ impl Uring {
             }
         };
         match Errno::from_io_error(&error) {
-            Some(Errno::INTR) => Ok(()),
+            Some(Errno::INTR | Errno::TIME) => Ok(()),
             // Out of memory for requests, or the completion queue has overflowed: what was handed over is
             // still in the submission queue. Completions make room; without any, give the kernel some time.
             Some(Errno::AGAIN | Errno::BUSY) if !self.parts.ring.completion().is_empty() => Ok(()),
@@ -441,7 +458,7 @@ impl Uring {
         while self.in_flight_count > 0 && idle_seconds < self.drain_patience_seconds {
             timer_set = timer_set || self.push_timer();
             // Without a timer this could sleep for ever.
-            if self.enter(usize::from(timer_set)).is_err() || (!timer_set && !self.push_timer()) {
+            if self.enter(usize::from(timer_set), None).is_err() || (!timer_set && !self.push_timer()) {
                 return;
             }
             timer_set = true;

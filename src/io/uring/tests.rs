@@ -499,7 +499,7 @@ fn a_restricted_ring_refuses_what_the_engine_never_asks_for() {
         assert_eq!(engine.is_restricted(), restrict, "Linux 5.10 is needed for these tests");
         // SAFETY: it points to nothing.
         assert!(unsafe { push(&mut engine.parts.ring, opcode::Nop::new().build(), Event::Ignored) });
-        engine.enter(1).unwrap();
+        engine.enter(1, None).unwrap();
         assert_eq!(engine.next_completion().unwrap().result(), answer);
         let registered = engine.parts.ring.submitter().unregister_files();
         assert_eq!(registered.is_err(), restrict);

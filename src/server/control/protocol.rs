@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use crate::worker::rate_limits::{Limits, Rate};
 pub use crate::worker::{QueueState, QueueView, Tally};
 
 /// The version of this protocol. It grows when a client of the last one would be misled.
@@ -39,6 +40,8 @@ pub enum Command {
     /// To hand the vhost-user socket over to a successor: [`HandedOver`], with the descriptor if there is one, once
     /// everything is durable. Then to end.
     TakeOver,
+    /// To limit how much the guest may ask for, or no longer: the result is these [`Limits`], the bursts settled.
+    Limit(Limits),
     /// To end as after SIGTERM. The answer comes when everything is durable.
     Shutdown,
 }
@@ -181,6 +184,9 @@ pub struct Status {
     /// Whether the key is wiped.
     #[serde(default)]
     pub suspended: bool,
+    /// How much the guest may ask for.
+    #[serde(default)]
+    pub limits: Limits,
     /// The volume.
     pub volume: VolumeStatus,
     /// Each queue, from 0 on.
@@ -226,6 +232,23 @@ mod tests {
         assert_eq!(parse(r#"{"command":"status"}"#), Ok(Request::new(Command::Status)));
         let full = parse(r#"{"version":1,"id":{"n":[7]},"command":"drain"}"#).unwrap();
         assert_eq!((full.id, full.command), (Some(json!({"n": [7]})), Command::Drain));
+    }
+
+    #[test]
+    fn limits_come_with_their_command() {
+        let line = r#"{"command":{"limit":{"requests":{"per_second":500},"bytes":null}}}"#;
+        let rate = Rate { per_second: 500.try_into().unwrap(), burst: None };
+        let limits = Limits { requests: Some(rate), bytes: None };
+        assert_eq!(parse(line), Ok(Request::new(Command::Limit(limits))));
+        assert_eq!(parse(r#"{"command":{"limit":{}}}"#), Ok(Request::new(Command::Limit(Limits::default()))));
+        for (line, part) in [
+            (r#"{"command":"limit"}"#, "newtype variant"),
+            (r#"{"command":{"limit":{"requests":{"per_second":0}}}}"#, "nonzero"),
+            (r#"{"command":{"limit":{"iops":{"per_second":1}}}}"#, "iops"),
+        ] {
+            let (_, message) = parse(line).unwrap_err();
+            assert!(message.contains(part), "{line}: {message}");
+        }
     }
 
     #[test]

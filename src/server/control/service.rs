@@ -130,6 +130,12 @@ impl Service {
                 tracing::info!(retried, "requests that storage had failed are tried again");
                 return send(stream, request.id, Ok(json!({ "retried": retried })));
             }
+            Command::Limit(limits) => {
+                self.device.set_limits(limits);
+                let settled = self.device.limits();
+                tracing::info!(?settled, "what the guest may ask for is limited as the operator said");
+                return send(stream, request.id, Ok(serde_json::to_value(settled).map_err(io::Error::from)?));
+            }
             Command::Drain => Order::Drain,
             Command::Resume => Order::Resume,
             Command::Suspend => Order::Suspend,
@@ -151,6 +157,7 @@ impl Service {
             vmm_connected: self.device.is_connected(),
             drained: self.device.is_drained(),
             suspended: self.device.is_suspended(),
+            limits: self.device.limits(),
             volume: self.device.status(),
             queues: self.queues.iter().map(QueueWatcher::view).collect(),
         }

@@ -2,6 +2,7 @@
 
 mod drain;
 mod leaving;
+mod limits;
 mod protocol;
 mod resize;
 mod takeover;
