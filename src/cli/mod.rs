@@ -19,6 +19,19 @@ mod suspend;
 mod tool_error;
 mod volume;
 
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    //! What the fuzzer gets at.
+
+    /// Reads a configuration file of `serve` as far as that touches nothing outside the process.
+    ///
+    /// # Errors
+    /// What there is to say of it.
+    pub fn serve_options(text: &str) -> Result<(), String> {
+        super::serve::ServeOptions::understand(text)
+    }
+}
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 

@@ -231,7 +231,7 @@ impl ServeOptions {
         })
     }
 
-    fn device_config(&self) -> Result<DeviceConfig, ConfigError> {
+    pub(super) fn device_config(&self) -> Result<DeviceConfig, ConfigError> {
         let num_queues = self.num_queues.unwrap_or_else(default_num_queues);
         if !(1..=NUM_QUEUES_MAX).contains(&num_queues) {
             return Err(impossible("--num-queues", num_queues, &format!("1 to {NUM_QUEUES_MAX}")));

@@ -336,6 +336,14 @@ impl ServeOptions {
         })
     }
 
+    /// Reads the text of a configuration file and settles what needs nothing from outside the process.
+    #[cfg(fuzzing)]
+    pub(super) fn understand(text: &str) -> Result<(), String> {
+        let options: Self = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        let settled = options.format_config().and_then(|_| options.device_config());
+        settled.map(drop).map_err(|error| error.to_string())
+    }
+
     /// These options, except where `other` has a say. The socket is one choice, whichever option makes it; and
     /// gates are not added up, so that a command line which names its own is all there is to know.
     pub(super) fn overridden_by(self, other: Self) -> Self {

@@ -74,7 +74,7 @@ impl Reception<'_> {
     }
 
     /// Serves one front end, and says so.
-    fn receive(&self, stream: UnixStream) -> Result<End, ServeError> {
+    pub(super) fn receive(&self, stream: UnixStream) -> Result<End, ServeError> {
         tracing::info!("VMM connected");
         self.device.set_connected(true);
         let end = self.serve_front_end(stream);

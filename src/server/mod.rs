@@ -12,6 +12,8 @@ mod device;
 mod enclosure;
 pub mod error;
 mod front_end;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod harden;
 mod lock_holder;
 mod operator;
