@@ -11,7 +11,10 @@
 //! request does not keep small ones waiting. A part of a sector is a piece of its own (`parts`): it is read, changed
 //! and written back.
 
+mod attendance;
+mod between_threads;
 mod commands;
+mod doubts;
 mod held;
 pub mod monitor;
 mod parts;

@@ -23,13 +23,13 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
+use super::between_threads::{AtomicBool, AtomicU32, AtomicU64};
 use super::peers::Peers;
 use crate::geometry::SectorSize;
 use crate::virtio::request::SectorRange;
 
-/// Places in the table. Sectors that are a multiple of so many apart share one, and wait without need at times.
+/// Places in the table of a volume. Sectors that are a multiple of so many apart share one, and wait without need at times.
 const PLACES: usize = 4096;
 /// In [`Place::users`]: a piece modifies the sector.
 const MODIFIED: u32 = u32::MAX;
@@ -129,6 +129,10 @@ pub(super) struct SectorLocks {
 
 impl SectorLocks {
     pub(super) fn new(sector_size: SectorSize, peers: Arc<Peers>) -> Self {
+        Self::with_places(PLACES, sector_size, peers)
+    }
+
+    pub(super) fn with_places(count: usize, sector_size: SectorSize, peers: Arc<Peers>) -> Self {
         let place = || Place {
             users: AtomicU32::new(0),
             waiting: AtomicU64::new(0),
@@ -136,7 +140,7 @@ impl SectorLocks {
         };
         Self {
             sector_size,
-            places: (0..PLACES).map(|_| place()).collect(),
+            places: (0..count).map(|_| place()).collect(),
             numbers: AtomicU64::new(0),
             peers,
             abandoned: AtomicBool::new(false),
@@ -147,8 +151,8 @@ impl SectorLocks {
     fn places(&self, range: SectorRange) -> impl Iterator<Item = &Place> + Clone {
         let sectors = range.widened(self.sector_size);
         let shift = self.sector_size.bytes().ilog2();
-        let first = (sectors.offset_bytes >> shift) as usize % PLACES;
-        let count = (sectors.len_bytes >> shift).min(PLACES as u64) as usize;
+        let first = (sectors.offset_bytes >> shift) as usize % self.places.len();
+        let count = (sectors.len_bytes >> shift).min(self.places.len() as u64) as usize;
         let (wrapped, from_first) = self.places.split_at(first);
         from_first.iter().chain(wrapped).take(count)
     }

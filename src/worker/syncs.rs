@@ -16,25 +16,17 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
 
-use super::Worker;
+use super::between_threads::{AtomicBool, AtomicU32, AtomicU64, Mutex, pause};
 use super::peers::{MAX_WORKERS, Peers};
-use super::tables::{Failure, Piece, RequestId};
 use crate::guest::InflightRegion;
-use crate::io::Engine;
-use crate::virtio::request::RequestKind;
-use crate::virtio::wire::Status;
 
 /// Shown by a worker that has no sync under way: above every number.
 const NONE: u64 = u64::MAX;
 /// The place behind the workers': of the threads that sync for an operator or a front end, one at a time, and wait without
 /// being woken.
 const CONTROL: usize = MAX_WORKERS;
-/// How often those look whether the others have ended.
-const CONTROL_LOOKS_EVERY: Duration = Duration::from_millis(1);
 
 /// The number of one sync. They grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +61,7 @@ impl Syncs {
     pub(super) fn new(peers: Arc<Peers>) -> Self {
         Self {
             next: AtomicU64::new(0),
-            shown: [const { Shown(AtomicU64::new(NONE)) }; MAX_WORKERS + 1],
+            shown: std::array::from_fn(|_| Shown(AtomicU64::new(NONE))),
             waiting: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             latched: AtomicBool::new(false),
@@ -174,7 +166,7 @@ impl Syncs {
         self.wake_waiting();
         let now = self.now();
         while result.is_ok() && !self.have_ended(now) {
-            std::thread::sleep(CONTROL_LOOKS_EVERY);
+            pause();
         }
         result
     }
@@ -249,55 +241,6 @@ impl Drop for OwnSyncs {
             self.syncs.show(self.worker, NONE);
             self.syncs.wake_waiting();
         }
-    }
-}
-
-impl<E: Engine> Worker<E> {
-    /// Counts in the sync that a piece is.
-    pub(super) fn begin_sync(&mut self, piece: &mut Piece) {
-        let failures = self.syncs.failures();
-        self.requests.get(piece.request).failures_before.get_or_insert(failures);
-        piece.sync = Some(self.syncs.begin());
-    }
-
-    /// Whether the success of a request that has synced, and of which nothing is left, may be told; a failure may be.
-    /// If the syncs beside it have not ended yet, it is [doubted](Self::end_doubts) until they have.
-    pub(super) fn is_believed(&mut self, id: RequestId) -> bool {
-        if self.requests.get(id).status != Status::Ok {
-            return true;
-        }
-        let now = self.syncs.now();
-        if !self.syncs.have_ended(now) {
-            self.doubted.push_back((id, now));
-            return false;
-        }
-        self.judge_success(id);
-        true
-    }
-
-    /// Ends the requests that were doubted for as long as others synced beside them. Returns whether there were any.
-    pub(super) fn end_doubts(&mut self) -> bool {
-        let mut ended = false;
-        // Their numbers grow.
-        while let Some((id, _)) = self.doubted.pop_front_if(|(_, number)| self.syncs.have_ended(*number)) {
-            self.judge_success(id);
-            self.end_believed(id);
-            ended = true;
-        }
-        ended
-    }
-
-    /// The syncs of a request and all that were beside them have ended: what did they come to?
-    fn judge_success(&mut self, id: RequestId) {
-        let volume = &self.disk.volume;
-        let active = self.requests.get(id);
-        let flush = active.request.kind == RequestKind::Flush;
-        if active.failures_before == Some(self.syncs.failures()) && !(flush && volume.has_sync_failed()) {
-            return;
-        }
-        // The failure was another's to report, and may have been about what this one covers.
-        active.failure = if flush { Failure::Final } else { volume.judge_failure(false, true) };
-        active.fail(Status::IoError);
     }
 }
 

@@ -6,11 +6,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::attendance::{self, Attendant, attend};
 use super::{Disk, Monitor, QueueError, QueueSetup, QueueView, Worker};
 use crate::cipher::Xts;
 use crate::guest::{DirtyLog, GuestMemory};
@@ -24,7 +25,7 @@ use crate::virtio::{RingError, RingState};
 pub struct WorkerGone;
 
 /// What the control thread asks of a worker, with the way back for the answer.
-enum Command {
+pub(super) enum Command {
     Start(Box<QueueSetup>, Sender<Result<(), QueueError>>),
     Stop(Sender<Option<RingState>>),
     Abandon(Sender<Option<RingState>>),
@@ -79,7 +80,7 @@ impl QueueThread {
             match worker {
                 Ok(worker) => {
                     let _ = report.send(Ok(Arc::clone(worker.monitor())));
-                    if let Err(error) = serve(worker, &inbox) {
+                    if let Err(error) = attend(worker, &inbox) {
                         tracing::error!(%error, "a queue thread ended: its I/O engine broke down");
                         alarm.raise();
                     }
@@ -196,11 +197,8 @@ impl QueueThread {
     }
 
     fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, WorkerGone> {
-        let (reply, answer) = mpsc::channel();
         let commands = self.commands.as_ref().ok_or(WorkerGone)?;
-        commands.send(command(reply)).map_err(|_| WorkerGone)?;
-        self.wake();
-        answer.recv().map_err(|_| WorkerGone)
+        attendance::ask(commands, command, || self.wake())
     }
 
     fn wake(&self) {
@@ -261,69 +259,70 @@ impl Drop for PanicAlarm {
     }
 }
 
-/// The thread's loop: commands first, then requests, then sleep.
-fn serve<E: Engine>(mut worker: Worker<E>, inbox: &Receiver<Command>) -> io::Result<()> {
-    loop {
-        // The turn may be what learns of a command's wake-up: the look into the inbox comes after it, or the
-        // wait would begin with a command in the inbox and nothing left to end it.
-        let busy = worker.turn()?;
-        match inbox.try_recv() {
-            Ok(command) => obey(&mut worker, command)?,
-            Err(TryRecvError::Empty) if busy => {}
-            Err(TryRecvError::Empty) => worker.wait()?,
-            Err(TryRecvError::Disconnected) => return worker.abandon_queue().map(drop),
-        }
-    }
-}
+impl<E: Engine> Attendant for Worker<E> {
+    type Command = Command;
 
-fn obey<E: Engine>(worker: &mut Worker<E>, command: Command) -> io::Result<()> {
-    // The control thread waits for each answer: it can only be gone when it has panicked.
-    match command {
-        Command::Start(setup, reply) => {
-            let _ = reply.send(worker.start_queue(*setup));
-        }
-        Command::Stop(reply) => {
-            let _ = reply.send(worker.stop_queue()?);
-        }
-        Command::Abandon(reply) => {
-            let _ = reply.send(worker.abandon_queue()?);
-        }
-        Command::SetCall(call, reply) => {
-            if let Some(queue) = worker.queue_mut() {
-                queue.set_call(call);
-            }
-            let _ = reply.send(());
-        }
-        Command::SetEnabled(enabled, reply) => {
-            if let Some(queue) = worker.queue_mut() {
-                queue.set_enabled(enabled);
-            }
-            let _ = reply.send(());
-        }
-        Command::SetLog(log, reply) => {
-            if let Some(queue) = worker.queue_mut() {
-                queue.set_log(log);
-            }
-            let _ = reply.send(());
-        }
-        Command::SetVolume(volume, reply) => {
-            worker.set_volume(volume)?;
-            let _ = reply.send(());
-        }
-        Command::ExtendMemory(memory, reply) => {
-            let _ = reply.send(worker.extend_memory(memory));
-        }
-        Command::Grow(capacity_bytes, reply) => {
-            worker.grow(capacity_bytes);
-            let _ = reply.send(());
-        }
-        Command::SetCipher(xts, reply) => {
-            worker.set_cipher(xts);
-            // Some ciphers spill round keys.
-            wipe_dead_stack();
-            let _ = reply.send(());
-        }
-        Command::Run(body) => body(),
+    fn turn(&mut self) -> io::Result<bool> {
+        Worker::turn(self)
     }
-    Ok(())
+
+    fn wait(&mut self) -> io::Result<()> {
+        Worker::wait(self)
+    }
+
+    fn obey(&mut self, command: Command) -> io::Result<()> {
+        // The control thread waits for each answer: it can only be gone when it has panicked.
+        match command {
+            Command::Start(setup, reply) => {
+                let _ = reply.send(self.start_queue(*setup));
+            }
+            Command::Stop(reply) => {
+                let _ = reply.send(self.stop_queue()?);
+            }
+            Command::Abandon(reply) => {
+                let _ = reply.send(self.abandon_queue()?);
+            }
+            Command::SetCall(call, reply) => {
+                if let Some(queue) = self.queue_mut() {
+                    queue.set_call(call);
+                }
+                let _ = reply.send(());
+            }
+            Command::SetEnabled(enabled, reply) => {
+                if let Some(queue) = self.queue_mut() {
+                    queue.set_enabled(enabled);
+                }
+                let _ = reply.send(());
+            }
+            Command::SetLog(log, reply) => {
+                if let Some(queue) = self.queue_mut() {
+                    queue.set_log(log);
+                }
+                let _ = reply.send(());
+            }
+            Command::SetVolume(volume, reply) => {
+                self.set_volume(volume)?;
+                let _ = reply.send(());
+            }
+            Command::ExtendMemory(memory, reply) => {
+                let _ = reply.send(self.extend_memory(memory));
+            }
+            Command::Grow(capacity_bytes, reply) => {
+                self.grow(capacity_bytes);
+                let _ = reply.send(());
+            }
+            Command::SetCipher(xts, reply) => {
+                self.set_cipher(xts);
+                // Some ciphers spill round keys.
+                wipe_dead_stack();
+                let _ = reply.send(());
+            }
+            Command::Run(body) => body(),
+        }
+        Ok(())
+    }
+
+    fn end(mut self) -> io::Result<()> {
+        self.abandon_queue().map(drop)
+    }
 }
