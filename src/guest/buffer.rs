@@ -151,7 +151,7 @@ fn is_adjacent(last: &Span, next: &Span) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::dirty::tests::{log_file, take_pages};
+    use super::super::dirty::tests::{log, take_pages};
     use super::super::memory::GuestMemory;
     use super::super::memory::tests::region;
     use super::*;
@@ -176,8 +176,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_marked_where_it_lies_in_the_guest() {
-        let file = log_file(4);
-        let log = DirtyLog::map(file.try_clone().unwrap(), 0, 4).unwrap();
+        let log = log(4);
         // Neighbours in the guest, each in a mapping of its own: also where those are neighbours by chance.
         let regions = [region(0, 0x3000), region(0x3000, 0x2000), region(0x10000, 0x4000)];
         let memory = LocalMemory::new(Arc::new(GuestMemory::from_regions(regions).unwrap()));
@@ -191,7 +190,7 @@ mod tests {
             data.reset(data.memory.clone());
             assert!(data.append(GuestAddress(address), len_bytes));
             data.mark_written(&log);
-            assert_eq!(take_pages(&file), pages, "{address:#x}");
+            assert_eq!(take_pages(&log), pages, "{address:#x}");
         }
     }
 

@@ -103,15 +103,31 @@ impl DirtyLog {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::os::unix::fs::FileExt;
-
     use rustix::fs::{MemfdFlags, SealFlags};
 
-    use super::super::memory::tests::region;
+    use super::super::memory::tests::{plain_memory, region};
     use super::*;
 
+    /// A log in plain memory.
+    pub(crate) fn log(len_bytes: u64) -> DirtyLog {
+        DirtyLog { mapping: plain_memory(len_bytes) }
+    }
+
+    /// The pages that a log names, which are taken off it.
+    pub(crate) fn take_pages(log: &DirtyLog) -> Vec<u64> {
+        let bits = |byte: usize| {
+            // SAFETY: a byte of the mapping.
+            let byte = unsafe { AtomicU8::from_ptr(log.mapping.as_ptr().add(byte)) };
+            byte.swap(0, Ordering::Acquire)
+        };
+        let bytes: Vec<u8> = (0..log.mapping.size()).map(bits).collect();
+        (0..bytes.len() as u64 * 8)
+            .filter(|page| bytes[*page as usize / 8] & (1 << (page % 8)) != 0)
+            .collect()
+    }
+
     /// A file that may hold a log, sealed as QEMU's are.
-    pub(crate) fn log_file(len_bytes: u64) -> File {
+    fn log_file(len_bytes: u64) -> File {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create(c"log", flags).unwrap());
         file.set_len(len_bytes).unwrap();
@@ -119,20 +135,9 @@ pub(crate) mod tests {
         file
     }
 
-    /// The pages that a log names, which are taken off it.
-    pub(crate) fn take_pages(file: &File) -> Vec<u64> {
-        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        file.write_all_at(&vec![0; bytes.len()], 0).unwrap();
-        (0..bytes.len() as u64 * 8)
-            .filter(|page| bytes[*page as usize / 8] & (1 << (page % 8)) != 0)
-            .collect()
-    }
-
     #[test]
     fn exactly_the_pages_of_a_range_are_marked() {
-        let file = log_file(8);
-        let log = DirtyLog::map(file.try_clone().unwrap(), 0, 8).unwrap();
+        let log = log(8);
         for (address, len_bytes, pages) in [
             (0, 1, 0..1),
             (0, 0, 0..0),
@@ -150,19 +155,19 @@ pub(crate) mod tests {
             (u64::MAX, u64::MAX, 0..0),
         ] {
             log.mark(GuestAddress(address), len_bytes);
-            assert_eq!(take_pages(&file), pages.collect::<Vec<_>>(), "{address:#x} {len_bytes}");
+            assert_eq!(take_pages(&log), pages.collect::<Vec<_>>(), "{address:#x} {len_bytes}");
         }
     }
 
     #[test]
     fn marks_add_up() {
-        let file = log_file(1);
-        let log = DirtyLog::map(file.try_clone().unwrap(), 0, 1).unwrap();
+        let log = log(1);
         (0..8).step_by(3).for_each(|page| log.mark(GuestAddress(page * LOG_PAGE_BYTES), 1));
-        assert_eq!(take_pages(&file), [0, 3, 6]);
+        assert_eq!(take_pages(&log), [0, 3, 6]);
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps files")]
     fn a_log_that_does_not_fit_its_file_is_refused() {
         for (offset_bytes, len_bytes) in [(0, 0), (0, u64::MAX), (u64::MAX, 1), (0, 4097), (4096, 1), (1, 16)]
         {
@@ -176,7 +181,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_log_covers_memory_to_its_last_page() {
-        let log = DirtyLog::map(log_file(2), 0, 2).unwrap();
+        let log = log(2);
         let memory =
             |end: u64| GuestMemory::from_regions([region(0, 4096), region(end - 4096, 4096)]).unwrap();
         log.check_covers(&GuestMemory::default()).unwrap();

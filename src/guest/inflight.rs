@@ -169,8 +169,15 @@ impl InflightRegion {
         shared_file::check(&file, end_bytes).map_err(InflightError::Unfit)?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, offset_bytes), mapped_bytes as usize)
             .map_err(InflightError::Map)?;
-        let remembered_offset = (mapped_bytes == own.len_bytes).then_some(own.queues_bytes() as usize);
-        Ok(Self { mapping, queue_count, queue_size, remembered_offset })
+        Ok(Self::over(mapping, &own))
+    }
+
+    /// The region that `mapping` is, which has room for the queues of that geometry at least.
+    fn over(mapping: MmapRegion, own: &InflightGeometry) -> Self {
+        let remembered_offset =
+            (mapping.size() as u64 == own.len_bytes).then_some(own.queues_bytes() as usize);
+        let InflightGeometry { queue_count, queue_size, .. } = *own;
+        Self { mapping, queue_count, queue_size, remembered_offset }
     }
 
     /// What the last back end has left word of.
@@ -376,23 +383,36 @@ pub(crate) mod crash {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::os::unix::fs::FileExt;
-
+    use super::super::memory::tests::plain_memory;
     use super::*;
 
-    /// A fresh region in a file of its own.
-    pub(crate) fn region(queue_count: u16, queue_size: u16) -> (File, Arc<InflightRegion>) {
+    /// A fresh region in plain memory.
+    pub(crate) fn region(queue_count: u16, queue_size: u16) -> Arc<InflightRegion> {
         let geometry = InflightGeometry::of(queue_count, queue_size).unwrap();
-        let file = create_file(&geometry).unwrap();
-        let region = InflightRegion::map(file.try_clone().unwrap(), &geometry).unwrap();
-        (file, Arc::new(region))
+        Arc::new(InflightRegion::over(plain_memory(geometry.len_bytes), &geometry))
+    }
+
+    impl InflightRegion {
+        /// What the front end sees there.
+        pub(crate) fn peek<const N: usize>(&self, offset: usize) -> [u8; N] {
+            assert!(offset + N <= self.mapping.size());
+            // SAFETY: within the mapping, which nobody else touches meanwhile.
+            unsafe { self.mapping.as_ptr().add(offset).cast::<[u8; N]>().read_unaligned() }
+        }
+
+        /// What the front end writes there, which it can at any time.
+        pub(crate) fn poke<const N: usize>(&self, offset: usize, bytes: [u8; N]) {
+            assert!(offset + N <= self.mapping.size());
+            // SAFETY: as above.
+            unsafe { self.mapping.as_ptr().add(offset).cast::<[u8; N]>().write_unaligned(bytes) }
+        }
     }
 
     #[test]
     fn the_layout_is_the_specifications() {
-        let (file, region) = region(2, 3);
+        let region = region(2, 3);
         // 16 + 3 * 16 bytes are 64; the next part begins right there.
-        assert_eq!(file.metadata().unwrap().len(), 128 + 64);
+        assert_eq!(region.mapping.size(), 128 + 64);
         let queue = region.queue(1).unwrap();
         queue.set_version(0x0102);
         queue.set_descriptor_count();
@@ -401,8 +421,7 @@ pub(crate) mod tests {
         queue.set_in_flight(2, true);
         queue.set_next(2, 0x090a);
         queue.set_counter(2, 0x1112_1314_1516_1718);
-        let mut bytes = [0; 128];
-        file.read_exact_at(&mut bytes, 0).unwrap();
+        let bytes: [u8; 128] = region.peek(0);
         assert_eq!(bytes[..64], [0; 64]);
         let mut expected = [0; 64];
         expected[8..10].copy_from_slice(&0x0102_u16.to_ne_bytes());
@@ -419,6 +438,7 @@ pub(crate) mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps files")]
     fn a_file_that_we_make_keeps_its_size() {
         let file = create_file(&InflightGeometry::of(4, 128).unwrap()).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 4 * (16 + 128 * 16 + 48) + 64);
@@ -427,6 +447,7 @@ pub(crate) mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps files")]
     fn geometries_are_checked_against_themselves_and_the_file() {
         let good = InflightGeometry::of(2, 128).unwrap();
         let try_map = |change: fn(&mut InflightGeometry)| {
@@ -437,6 +458,7 @@ pub(crate) mod tests {
         try_map(|_| {}).unwrap();
         try_map(|g| g.queue_count = 1).unwrap();
         try_map(|g| g.len_bytes = u64::MAX).unwrap();
+        try_map(|g| g.len_bytes -= 1).unwrap();
         assert!(matches!(try_map(|g| g.len_bytes -= 65), Err(InflightError::TooSmall { .. })));
         assert!(matches!(try_map(|g| g.queue_size = 132), Err(InflightError::TooSmall { .. })));
         assert!(matches!(try_map(|g| g.queue_size = u16::MAX), Err(InflightError::Shape { .. })));
@@ -453,28 +475,26 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_remembered_lies_behind_the_queues() {
-        let (file, region) = region(2, 3);
+        let region = region(2, 3);
         assert_eq!(region.remembered(), None);
         for writeback in [true, false] {
             region.remember(Remembered { writeback });
             assert_eq!(region.remembered(), Some(Remembered { writeback }));
         }
-        let mut queues = [0; 128];
-        file.read_exact_at(&mut queues, 0).unwrap();
-        assert_eq!(queues, [0; 128]);
-        file.write_all_at(&[2], 136).unwrap();
+        assert_eq!(region.peek(0), [0; 128]);
+        region.poke(136, [2]);
         assert_eq!(region.remembered(), None, "no value of ours");
-        file.write_all_at(&[1, 0], 135).unwrap();
+        region.poke(135, [1, 0]);
         assert_eq!(region.remembered(), None, "no mark of ours");
         // A region that ends with its queues.
         let own = InflightGeometry::of(2, 3).unwrap();
-        let short = InflightGeometry { len_bytes: own.len_bytes - 1, ..own };
-        let region = InflightRegion::map(file, &short).unwrap();
+        let region = InflightRegion::over(plain_memory(own.len_bytes - 1), &own);
         region.remember(Remembered { writeback: true });
         assert_eq!(region.remembered(), None);
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps files")]
     fn a_file_that_may_shrink_is_refused() {
         let geometry = InflightGeometry::of(1, 8).unwrap();
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;

@@ -204,8 +204,9 @@ impl Mapping {
                 MapFlags::PRIVATE,
             )
         }?;
-        // Either advice may be refused by an old kernel. The pool works without it.
+        // Either advice may be refused by an old kernel, and Miri knows of none. The pool works without it.
         // SAFETY: the range is exactly the mapping just made; neither advice changes its content.
+        #[cfg(not(miri))]
         unsafe {
             let _ = mm::madvise(base, len_bytes, Advice::LinuxDontDump);
             let _ = mm::madvise(base, len_bytes, Advice::LinuxDontFork);

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
-use crate::guest::{InflightGeometry, inflight};
+use crate::guest::inflight::tests::region;
 
 struct Hand {
     syncs: OwnSyncs,
@@ -27,11 +27,6 @@ impl Hand {
 
 fn syncs() -> Arc<Syncs> {
     Arc::new(Syncs::new(Arc::new(Peers::new())))
-}
-
-fn region() -> Arc<InflightRegion> {
-    let geometry = InflightGeometry::of(1, 8).unwrap();
-    Arc::new(InflightRegion::map(inflight::create_file(&geometry).unwrap(), &geometry).unwrap())
 }
 
 #[test]
@@ -148,7 +143,7 @@ fn threads_that_are_no_workers_sync_one_at_a_time() {
 
 #[test]
 fn the_word_of_a_failure_outlives_a_crash_and_ends_once_the_guest_knows() {
-    let region = region();
+    let region = region(1, 8);
     let life = || {
         let syncs = syncs();
         syncs.keep_note_in(Arc::clone(&region));
@@ -168,7 +163,7 @@ fn the_word_of_a_failure_outlives_a_crash_and_ends_once_the_guest_knows() {
 
 #[test]
 fn a_region_that_comes_after_the_failure_has_word_of_it() {
-    let (all, region) = (syncs(), region());
+    let (all, region) = (syncs(), region(1, 8));
     all.latch();
     all.keep_note_in(Arc::clone(&region));
     assert!(region.has_sync_failed());

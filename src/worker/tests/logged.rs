@@ -3,15 +3,13 @@
 use super::*;
 use crate::guest::DirtyLog;
 use crate::guest::dirty::LOG_PAGE_BYTES;
-use crate::guest::dirty::tests::{log_file, take_pages};
+use crate::guest::dirty::tests::{self, take_pages};
 use crate::guest::inflight::crash;
 
 const LOG_BYTES: u64 = 1 << 12;
 
-fn log() -> (std::fs::File, Option<Arc<DirtyLog>>) {
-    let file = log_file(LOG_BYTES);
-    let log = DirtyLog::map(file.try_clone().unwrap(), 0, LOG_BYTES).unwrap();
-    (file, Some(Arc::new(log)))
+fn log() -> Arc<DirtyLog> {
+    Arc::new(tests::log(LOG_BYTES))
 }
 
 fn pages(start: u64, len_bytes: u64) -> Vec<u64> {
@@ -29,11 +27,11 @@ fn a_request_under_way_when_the_log_begins_is_in_it() {
     let status = rig.offer(0, 0, (BUFFERS, 5 * 4096), true);
     rig.worker.turn().unwrap();
     assert_eq!(rig.status(status), 0xff, "it is under way");
-    let (file, log) = log();
-    rig.worker.queue_mut().unwrap().set_log(log);
-    take_pages(&file);
+    let log = log();
+    rig.worker.queue_mut().unwrap().set_log(Some(Arc::clone(&log)));
+    take_pages(&log);
     rig.run();
-    let marked = take_pages(&file);
+    let marked = take_pages(&log);
     assert_has(&marked, &pages(BUFFERS, 5 * 4096));
     assert_has(&marked, &pages(status, 1));
 }
@@ -41,33 +39,33 @@ fn a_request_under_way_when_the_log_begins_is_in_it() {
 #[test]
 fn a_read_that_fails_in_part_is_in_the_log() {
     let mut rig = Rig::new(Faults::default());
-    let (file, log) = log();
-    rig.worker.queue_mut().unwrap().set_log(log);
+    let log = log();
+    rig.worker.queue_mut().unwrap().set_log(Some(Arc::clone(&log)));
     let bad = 3 << 20..(3 << 20) + 512;
     rig.disk.set_faults(Faults { bad_ranges: vec![bad], ..Faults::default() });
     let len = 4 << 20;
-    take_pages(&file);
+    take_pages(&log);
     let (status, data) = rig.read(0, len);
     assert_eq!(status, 1);
     assert!(data.iter().any(|byte| *byte != 0xa5), "a part of it arrived");
-    assert_has(&take_pages(&file), &pages(BUFFERS, len as u64));
+    assert_has(&take_pages(&log), &pages(BUFFERS, len as u64));
 }
 
 /// Dead right before it publishes: the successor would repeat the request. Dead right after: it would not.
 #[test]
 fn data_is_in_the_log_before_its_answer_can_be_seen() {
     let mut rig = Rig::new(Faults::default());
-    let (file, log) = log();
-    rig.worker.queue_mut().unwrap().set_log(log);
+    let log = log();
+    rig.worker.queue_mut().unwrap().set_log(Some(Arc::clone(&log)));
     let status = rig.offer(0, 0, (BUFFERS, 2 * 4096), true);
-    take_pages(&file);
+    take_pages(&log);
     let ended = crash::after_stores(0, || {
         while rig.status(status) == 0xff {
             rig.worker.turn().unwrap();
         }
     });
     assert!(!ended && rig.driver.used_index() == 0, "it died before it published");
-    let marked = take_pages(&file);
+    let marked = take_pages(&log);
     assert_has(&marked, &pages(BUFFERS, 2 * 4096));
     assert_has(&marked, &pages(status, 1));
     std::mem::forget(rig);

@@ -8,7 +8,7 @@ use crate::virtio::Tracking;
 /// A rig whose worker notes what is under way.
 fn tracked(faults: Faults) -> (Rig, Arc<InflightRegion>) {
     let mut rig = Rig::new(faults);
-    let (_, region) = region(1, RING_SIZE);
+    let region = region(1, RING_SIZE);
     rig.worker.stop_queue().unwrap();
     start(&mut rig.worker, &rig.driver, &region, true);
     (rig, region)
@@ -80,7 +80,7 @@ fn a_stop_answers_what_a_predecessor_took_even_while_the_queue_is_disabled() {
 fn a_table_full_of_flushes_does_not_stop_the_repeats() {
     const FLUSHES: u16 = MAX_REQUESTS as u16 + 10;
     let mut driver = Driver::new(1024);
-    let (_, region) = region(1, 1024);
+    let region = region(1, 1024);
     let disk = SimDisk::new(vec![0; CAPACITY_BYTES], Faults::default());
     let geometry = Geometry {
         sector_size: SectorSize::BYTES_512,
