@@ -1,5 +1,6 @@
 //! One front end after the other, from its connection to its end, and the orders that come meanwhile.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +29,29 @@ pub(super) struct Reception<'a> {
     pub(super) stop: &'a StopSignal,
     /// Whether the socket can be given to a successor.
     pub(super) hands_over: bool,
+    /// Of the lines that tell of messages that were refused, and of connections that ended badly.
+    pub(super) complaints: Complaints,
+}
+
+/// Keeps front ends that misbehave from filling the log, however often they connect.
+#[derive(Debug, Default)]
+pub(super) struct Complaints {
+    refusals: RefCell<Throttle>,
+    endings: RefCell<Throttle>,
+}
+
+impl Complaints {
+    fn refused(&self, request: &str, error: &io::Error) {
+        if let Some(not_shown_before) = self.refusals.borrow_mut().admit() {
+            tracing::warn!(request, not_shown_before, %error, "refused a message of the VMM");
+        }
+    }
+
+    fn ended(&self, error: &dyn std::fmt::Display) {
+        if let Some(not_shown_before) = self.endings.borrow_mut().admit() {
+            tracing::warn!(not_shown_before, %error, "connection to the VMM ended");
+        }
+    }
 }
 
 /// Why serving is over.
@@ -96,7 +120,6 @@ impl Reception<'_> {
     fn exchange(&self, stream: UnixStream, session: &Arc<Mutex<Session<'_>>>) -> io::Result<End> {
         let watched = stream.try_clone()?;
         let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(session));
-        let mut refusals = Throttle::default();
         loop {
             match arrival::next_message(&watched, self.stop)? {
                 Arrival::Whole => {}
@@ -106,7 +129,7 @@ impl Reception<'_> {
                 },
                 Arrival::Stop => return Ok(End::Stop),
                 Arrival::Stuck => {
-                    tracing::warn!("the VMM began a message and did not finish it; closing its connection");
+                    self.complaints.ended(&"it began a message and did not finish it");
                     return Ok(End::Disconnected);
                 }
             }
@@ -118,7 +141,7 @@ impl Reception<'_> {
                 match BackendChannel::receive(&watched) {
                     Ok((channel, asks)) => locked(session).set_channel(channel, asks, &watched),
                     Err(error) => {
-                        tracing::warn!(%error, "connection to the VMM ended");
+                        self.complaints.ended(&error);
                         return Ok(End::Disconnected);
                     }
                 }
@@ -129,13 +152,9 @@ impl Reception<'_> {
                 Ok(()) => drop(locked(session).tell_of_growth()),
                 Err(VhostUserError::Disconnected) => return Ok(End::Disconnected),
                 // The front end has been told, if it asked to be.
-                Err(VhostUserError::ReqHandlerError(error)) => {
-                    if let Some(not_shown_before) = refusals.admit() {
-                        tracing::warn!(request, not_shown_before, %error, "refused a message of the VMM");
-                    }
-                }
+                Err(VhostUserError::ReqHandlerError(error)) => self.complaints.refused(&request, &error),
                 Err(error) => {
-                    tracing::warn!(%error, "connection to the VMM ended");
+                    self.complaints.ended(&error);
                     return Ok(End::Disconnected);
                 }
             }

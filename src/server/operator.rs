@@ -15,7 +15,7 @@ use crate::worker::QueueThread;
 /// Takes the next order, if there is one, and carries it out, with or without a front end. Returns the end of serving,
 /// if that was the order.
 pub(super) fn obey_next(reception: &Reception<'_>, session: Option<&mut Session<'_>>) -> Option<End> {
-    let Reception { device, threads, stop, hands_over } = reception;
+    let Reception { device, threads, stop, hands_over, .. } = reception;
     let (order, mut caller) = stop.next_order()?;
     tracing::info!(?order, "order of the operator");
     let outcome = match order {

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::throttle::Throttle;
 use crate::virtio::request::{RequestKind, SectorRange};
 use crate::virtio::wire::Status;
 
@@ -82,6 +83,10 @@ pub struct Monitor {
     /// Whether held requests are to be tried again. The one thing that others say here.
     retry: AtomicBool,
     last_error: Mutex<Option<String>>,
+    /// Of the lines that tell of broken rings, and of failed requests. The worker's, which outlives its queues: a driver
+    /// can have these made anew as often as it likes.
+    broken_rings: Mutex<Throttle>,
+    io_errors: Mutex<Throttle>,
     refused: Counter,
     kinds: [Counters; KINDS],
 }
@@ -143,6 +148,16 @@ impl Monitor {
     /// Notes what storage failed. Only then does the worker wait for who looks.
     pub(super) fn set_last_error(&self, error: String) {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    /// Whether a line may tell of a broken ring now, and of how many none has told before.
+    pub(super) fn admit_broken_ring(&self) -> Option<u64> {
+        self.broken_rings.lock().unwrap_or_else(PoisonError::into_inner).admit()
+    }
+
+    /// Whether a line may tell of a failed request now, and of how many none has told before.
+    pub(super) fn admit_io_error(&self) -> Option<u64> {
+        self.io_errors.lock().unwrap_or_else(PoisonError::into_inner).admit()
     }
 
     /// Asks for the held requests to be tried again. Returns how many there are; the worker has to be woken.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::monitor::{Monitor, QueueState};
 use crate::guest::{DirtyLog, GuestBuffer, GuestMemory, LocalMemory};
-use crate::throttle::Throttle;
 use crate::virtio::request::{RequestKind, SectorRange, StatusAddress};
 use crate::virtio::{Chain, Head, Recovery, RingError, RingSetup, RingState, Tracking, Virtq};
 
@@ -56,7 +55,6 @@ pub struct Queue {
     broken: bool,
     /// Its requests are noted in an in-flight region.
     tracked: bool,
-    io_errors: Throttle,
     monitor: Arc<Monitor>,
 }
 
@@ -78,7 +76,6 @@ impl Queue {
             enabled: setup.enabled,
             broken: false,
             tracked,
-            io_errors: Throttle::default(),
             monitor: Arc::clone(monitor),
         };
         queue.show_state();
@@ -207,7 +204,10 @@ impl Queue {
     fn break_down(&mut self, error: &RingError) {
         self.broken = true;
         self.show_state();
-        tracing::warn!(queue = self.index, %error, "the driver broke its ring; queue stopped until it is reset");
+        if let Some(not_shown_before) = self.monitor.admit_broken_ring() {
+            let queue = self.index;
+            tracing::warn!(queue, not_shown_before, %error, "the driver broke its ring; queue stopped until it is reset");
+        }
         if let Some(error_fd) = &self.error {
             signal(error_fd);
         }
@@ -233,7 +233,7 @@ impl Queue {
         };
         let SectorRange { offset_bytes, len_bytes } = range;
         self.monitor.set_last_error(format!("{what} of {len_bytes} bytes at byte {offset_bytes}: {error}"));
-        let Some(not_shown_before) = self.io_errors.admit() else { return };
+        let Some(not_shown_before) = self.monitor.admit_io_error() else { return };
         tracing::warn!(
             queue = self.index,
             offset_bytes = range.offset_bytes,
