@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::Mode;
+use rustix::fs::{CWD, Mode, RenameFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
@@ -277,26 +277,43 @@ pub(super) struct Access {
     pub(super) owner: Option<Identity>,
 }
 
-/// Makes a socket that, by default, nobody but this user can connect to.
+/// Makes a socket that, by default, nobody but this user can connect to. When it appears at its path somebody listens
+/// already, and it is whose it is to be: it is made beside its place and moved there.
 pub(super) fn bind(path: PathBuf, access: Access) -> Result<(UnixListener, SocketFile), SocketError> {
     if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         return Err(SocketError::PathTooLong { path });
     }
     remove_stale(&path)?;
+    let beside = path.with_added_extension("new");
+    // A path without room for that is bound where it is, for a moment before somebody listens.
+    let first = if beside.as_os_str().len() > SOCKET_PATH_BYTES_MAX { &path } else { &beside };
+    if *first != path {
+        remove_stale(first)?;
+    }
+    let listen_error = |source| SocketError::Listen { path: path.clone(), source };
+    let (listener, mut file) = listen(first, access).map_err(listen_error)?;
+    if *first != path {
+        file.move_to(&path).map_err(|source| match source.kind() {
+            ErrorKind::AlreadyExists => SocketError::InUse { path: path.clone() },
+            _ => listen_error(source),
+        })?;
+    }
+    Ok((listener, file))
+}
+
+fn listen(path: &Path, access: Access) -> io::Result<(UnixListener, SocketFile)> {
     // The file is born with mode 0600 or 0666: changing it afterwards would leave a moment.
     let withheld = if access.everybody { 0o111 } else { 0o177 };
     let umask = rustix::process::umask(Mode::from_raw_mode(withheld));
-    let listener = UnixListener::bind(&path);
+    let listener = UnixListener::bind(path);
     rustix::process::umask(umask);
-    let made = listener.and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        let file = SocketFile::of(&path)?;
-        if let Some(owner) = access.owner {
-            std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))?;
-        }
-        Ok((listener, file))
-    });
-    made.map_err(|source| SocketError::Listen { path, source })
+    let listener = listener?;
+    listener.set_nonblocking(true)?;
+    let file = SocketFile::of(path)?;
+    if let Some(owner) = access.owner {
+        std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok((listener, file))
 }
 
 /// Connects without waiting for a place in a full backlog.
@@ -361,6 +378,17 @@ pub(super) struct SocketFile {
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
         Ok(Self { path: std::path::absolute(path)?, identity: identity(path)?, left: false })
+    }
+
+    /// Moves it to where nothing is.
+    fn move_to(&mut self, path: &Path) -> io::Result<()> {
+        match rustix::fs::renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE) {
+            // Some file systems cannot: what was there a moment ago has been looked at.
+            Err(Errno::INVAL | Errno::NOSYS) => fs::rename(&self.path, path)?,
+            moved => moved?,
+        }
+        self.path = std::path::absolute(path)?;
+        Ok(())
     }
 
     /// Where it is.

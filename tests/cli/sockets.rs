@@ -1,9 +1,12 @@
 //! Mistakes with the vhost-user socket, and a kernel without io_uring: with everything else in order.
 
+use std::mem::MaybeUninit;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
 use super::*;
 
@@ -106,6 +109,33 @@ fn a_stale_socket_makes_way_and_nothing_else_does() {
     fs::remove_file(bench.path("s")).unwrap();
     fs::create_dir(bench.path("s")).unwrap();
     bench.serve(QUIET).refused(SOCKET, &["s exists and is not a socket"]);
+}
+
+/// Whoever waits for a socket to appear, and connects then, finds somebody.
+#[test]
+fn a_socket_that_is_there_is_listened_to() {
+    let bench = Bench::new();
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&watch, bench.path(""), WatchFlags::CREATE | WatchFlags::MOVED_TO).unwrap();
+    let arguments = "--socket-path=s --control-socket=c --format=plain --blk-file=vol --key=file:key";
+    let server = Running::start(&bench, arguments);
+    wait_for(|| UnixStream::connect(bench.path("s")).is_ok());
+    assert_eq!(server.terminate(), 0);
+    let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+    let mut events = inotify::Reader::new(&watch, &mut buffer);
+    let mut seen = Vec::new();
+    while let Ok(event) = events.next() {
+        let name = event.file_name().unwrap().to_str().unwrap().to_owned();
+        seen.push((name, event.events()));
+    }
+    for name in ["s", "c"] {
+        let of_it: Vec<_> = seen.iter().filter(|(seen, _)| seen == name).map(|(_, event)| *event).collect();
+        assert_eq!(of_it, [ReadFlags::MOVED_TO], "{name} is made elsewhere and comes listening: {seen:?}");
+    }
+    assert!(fs::read_dir(bench.path("")).unwrap().all(|entry| {
+        let name = entry.unwrap().file_name();
+        !name.to_str().unwrap().ends_with(".new")
+    }));
 }
 
 #[test]
