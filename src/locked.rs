@@ -1,15 +1,18 @@
-//! Memory for secrets: locked against swapping, left out of core dumps, not inherited by children, wiped.
+//! Memory for secrets: locked against swapping, left out of core dumps, not inherited by children, wiped; and where the
+//! kernel has that (`memfd_secret`, Linux 5.14), read by nobody but this process, not even by the kernel for others.
 #![expect(unsafe_code, reason = "mmap, mlock and a typed view of the pages they return")]
 
 mod sealed;
 mod stack;
 
+use std::ffi::c_void;
 use std::fmt;
 use std::hint::black_box;
 use std::io;
 use std::mem::{MaybeUninit, needs_drop, size_of};
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ptr::{self, NonNull};
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use zeroize::Zeroize;
@@ -123,7 +126,7 @@ impl<T> fmt::Debug for Locked<T> {
     }
 }
 
-/// A private mapping, locked and advised as the head of this file says; wiped and unmapped when dropped.
+/// A mapping of our own, as the head of this file says; wiped and unmapped when dropped.
 struct Pages {
     start: NonNull<u8>,
     bytes: usize,
@@ -132,24 +135,43 @@ struct Pages {
 impl Pages {
     fn map(least_bytes: usize) -> io::Result<Self> {
         let bytes = least_bytes.max(1).next_multiple_of(rustix::param::page_size());
-        // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing
-        // memory.
-        let start = unsafe {
-            mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        }?;
-        let pages = Self { start: NonNull::new(start.cast()).expect("mmap never returns null"), bytes };
+        // Where there is no secret memory, for whatever reason, locked memory has to do.
+        let pages = Self::secret(bytes).or_else(|_| Self::locked(bytes))?;
+        // SAFETY: the range is exactly our own mapping.
+        unsafe { mm::madvise(pages.start.as_ptr().cast(), bytes, Advice::LinuxDontFork) }?;
+        Ok(pages)
+    }
+
+    /// Pages that the kernel takes out of its own map of memory. They are locked and left out of dumps by nature.
+    fn secret(bytes: usize) -> io::Result<Self> {
+        // SAFETY: the call takes flags and no pointer.
+        let file = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
+        let file = RawFd::try_from(file).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: a descriptor that the kernel has just made, nobody else's.
+        let file = unsafe { OwnedFd::from_raw_fd(file) };
+        rustix::fs::ftruncate(&file, bytes as u64)?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice, of a file that nobody else has.
+        let start = unsafe { mm::mmap(ptr::null_mut(), bytes, access, MapFlags::SHARED, &file, 0) }?;
+        Ok(Self::at(start, bytes))
+    }
+
+    /// Pages of the usual kind, which are locked and left out of dumps.
+    fn locked(bytes: usize) -> io::Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), bytes, access, MapFlags::PRIVATE) }?;
+        let pages = Self::at(start, bytes);
         // SAFETY: the range is exactly our own mapping.
         unsafe {
             mm::mlock(start, bytes)?;
             mm::madvise(start, bytes, Advice::LinuxDontDump)?;
-            mm::madvise(start, bytes, Advice::LinuxDontFork)?;
         }
         Ok(pages)
+    }
+
+    fn at(start: *mut c_void, bytes: usize) -> Self {
+        Self { start: NonNull::new(start.cast()).expect("mmap never returns null"), bytes }
     }
 }
 
@@ -174,6 +196,7 @@ impl Drop for Pages {
 mod tests {
     use std::cell::Cell;
     use std::fs;
+    use std::os::unix::fs::FileExt;
     use std::rc::Rc;
 
     use super::*;
@@ -212,16 +235,44 @@ mod tests {
         panic!("{address:x} is not mapped");
     }
 
+    #[track_caller]
+    fn assert_flags(address: usize, wanted: &[&str]) {
+        let flags = flags_of_mapping(address);
+        for flag in wanted {
+            assert!(flags.iter().any(|has| has == flag), "{flag} in {flags:?}");
+        }
+    }
+
     #[test]
     fn pages_are_locked_and_kept_out_of_dumps_and_forks() {
         let locked = filled();
         let first = &raw const *locked as usize;
         for address in [first, first + size_of::<Aligned>() - 1] {
-            let flags = flags_of_mapping(address);
-            for flag in ["lo", "dd", "dc"] {
-                assert!(flags.iter().any(|has| has == flag), "{flag} in {flags:?}");
-            }
+            assert_flags(address, &["lo", "dd", "dc"]);
         }
+    }
+
+    #[test]
+    fn a_kernel_without_secret_memory_locks_pages_of_the_usual_kind() {
+        let pages = Pages::locked(8192).unwrap();
+        assert_flags(pages.start.as_ptr().addr() + 8191, &["lo", "dd"]);
+    }
+
+    #[test]
+    fn secret_memory_is_read_by_nobody_else() {
+        let Ok(pages) = Pages::secret(4096) else {
+            return eprintln!("this kernel has no secret memory: nothing was looked at");
+        };
+        let address = pages.start.as_ptr().addr();
+        assert_flags(address, &["lo", "dd"]);
+        // SAFETY: our own mapping.
+        unsafe { pages.start.write(7) };
+        let memory = fs::File::open("/proc/self/mem").unwrap();
+        assert!(memory.read_at(&mut [0], address as u64).is_err(), "as others would read it");
+        let stack = 7_u8;
+        let mut seen = [0];
+        memory.read_at(&mut seen, (&raw const stack).addr() as u64).unwrap();
+        assert_eq!(seen, [7], "other memory can be read so");
     }
 
     #[test]

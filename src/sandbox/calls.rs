@@ -116,6 +116,7 @@ const SESSION: &[c_long] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_lstat,
     libc::SYS_memfd_create,
+    libc::SYS_memfd_secret,
     libc::SYS_mlock,
     libc::SYS_newfstatat,
     libc::SYS_openat,

@@ -38,7 +38,7 @@ fn search(pid: u32, needles: &[Needle]) -> Vec<Find> {
     let mut finds = Vec::new();
     for (range, mapping, locked) in mappings(pid) {
         let mut content = vec![0; range.1 - range.0];
-        // Some mappings cannot be read by anybody: those of devices, and secret memory.
+        // Some mappings cannot be read by anybody else: those of devices, and secret memory.
         if memory.read_exact_at(&mut content, range.0 as u64).is_err() {
             continue;
         }
@@ -73,6 +73,12 @@ fn mappings(pid: u32) -> Vec<((usize, usize), String, bool)> {
         }
     }
     mappings
+}
+
+/// Whether the kernel keeps what is on locked pages from everybody else, root included: then no key is found at all, but
+/// for what a kernel has spilled.
+fn has_secret_memory(pid: u32) -> bool {
+    mappings(pid).iter().any(|(_, mapping, locked)| *locked && mapping.contains("/secretmem"))
 }
 
 /// AES, as much of it as makes round keys (FIPS 197), from its definition.
@@ -182,8 +188,14 @@ fn the_key_is_on_locked_pages_only_and_nowhere_while_it_is_suspended() {
             }
             let finds = search(backend.pid(), &needles);
             let found: Vec<&str> = finds.iter().map(|find| &*find.what).collect();
-            for name in ["data key, round 14", "tweak key, round 14", "data key, from 0"] {
-                assert!(found.contains(&name), "the search finds what is there: {name} in {found:?}");
+            if has_secret_memory(backend.pid()) {
+                let image = backend.volume.image.to_str().unwrap().as_bytes().to_vec();
+                let known = [Needle { name: "the volume's path".into(), bytes: image }];
+                assert!(!search(backend.pid(), &known).is_empty(), "the search finds what is there");
+            } else {
+                for name in ["data key, round 14", "tweak key, round 14", "data key, from 0"] {
+                    assert!(found.contains(&name), "the search finds what is there: {name} in {found:?}");
+                }
             }
             // Some kernels spill round keys onto the stack of their thread, which is locked for that.
             let stray: Vec<&Find> = finds.iter().filter(|find| !find.locked).collect();
