@@ -355,25 +355,26 @@ pub(crate) mod tests {
         Region { guest_start, user_start, len_bytes, mapping: plain_memory(len_bytes) }
     }
 
-    #[repr(align(4096))]
-    struct Page([u8; 4096]);
+    const PAGE_BYTES: usize = 4096;
 
     /// Memory from guest address 0 on, for both sides of a ring. It is gone with this value, whoever has it still:
     /// Miri notices.
     pub(crate) struct BothSides {
-        pages: *mut [Page],
+        /// A page more than it takes to begin on a page boundary.
+        words: *mut [u64],
     }
 
     impl BothSides {
         pub(crate) fn new(len_bytes: u64) -> Self {
-            let pages = Box::<[Page]>::new_zeroed_slice(len_bytes as usize / size_of::<Page>());
-            // SAFETY: zeroes are bytes.
-            Self { pages: Box::into_raw(unsafe { pages.assume_init() }) }
+            let words = Box::<[u64]>::new_zeroed_slice((len_bytes as usize + PAGE_BYTES) / size_of::<u64>());
+            // SAFETY: zeroes are words.
+            Self { words: Box::into_raw(unsafe { words.assume_init() }) }
         }
 
         fn mapping(&self) -> MmapRegion {
-            let (start, len_bytes) = (self.pages.cast::<u8>(), self.pages.len() * size_of::<Page>());
-            // SAFETY: the pages are there, and neither side refers to them but by pointers.
+            let start = self.words.cast::<u8>().map_addr(|start| start.next_multiple_of(PAGE_BYTES));
+            let len_bytes = self.words.len() * size_of::<u64>() - PAGE_BYTES;
+            // SAFETY: the words are there, and neither side refers to them but by pointers.
             unsafe { MmapRegion::build_raw(start, len_bytes, 0, 0) }.unwrap()
         }
 
@@ -394,7 +395,7 @@ pub(crate) mod tests {
     impl Drop for BothSides {
         fn drop(&mut self) {
             // SAFETY: it was a box.
-            drop(unsafe { Box::from_raw(self.pages) });
+            drop(unsafe { Box::from_raw(self.words) });
         }
     }
 

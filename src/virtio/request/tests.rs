@@ -111,6 +111,54 @@ fn what_is_not_whole_sectors_inside_the_disk_is_refused() {
     }
 }
 
+/// Sector numbers where something could go wrong, and any others.
+fn sector() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..CAPACITY_SECTORS + 16,
+        Just(u64::MAX / 512),
+        (0_u64..64).prop_map(|i| u64::MAX - i),
+        any::<u64>()
+    ]
+}
+
+proptest! {
+    /// Ranges against numbers that do not overflow, and against sectors counted one by one.
+    #[test]
+    fn ranges_are_those_of_wide_numbers(
+        sector in sector(),
+        len_bytes in prop_oneof![0_u64..1 << 20, any::<u64>()],
+        sizes in (0_u32..4).prop_flat_map(|large| (Just(512 << large), (0..=large).prop_map(|small| 512 << small))),
+        cut_bytes in 0_u64..8192,
+    ) {
+        let (sector_bytes, block_bytes): (u32, u32) = sizes;
+        let mut disk = disk(sector_bytes);
+        disk.logical_block = SectorSize::new(block_bytes).unwrap();
+        disk.geometry.capacity_bytes -= cut_bytes / u64::from(sector_bytes) * u64::from(sector_bytes);
+        let (wide_offset, wide_len) = (u128::from(sector) * 512, u128::from(len_bytes));
+        let inside = wide_offset + wide_len <= u128::from(disk.geometry.capacity_bytes);
+        let whole = (wide_offset | wide_len) % u128::from(block_bytes) == 0;
+        let checked = checked_range(sector, len_bytes, &disk);
+        prop_assert_eq!(checked.is_ok(), inside && whole);
+        let Ok(range) = checked else { return Ok(()) };
+        prop_assert_eq!((u128::from(range.offset_bytes), u128::from(range.len_bytes)), (wide_offset, wide_len));
+
+        let sector_size = disk.geometry.sector_size;
+        let each = u64::from(sector_bytes);
+        let (start, end) = (range.offset_bytes, range.offset_bytes + range.len_bytes);
+        let covered = |first: u64| start <= first * each && (first + 1) * each <= end;
+        let touched = |first: u64| first * each < end && start < (first + 1) * each;
+        let sectors_of = |range: SectorRange| range.offset_bytes / each..(range.offset_bytes + range.len_bytes) / each;
+        let all = 0..disk.geometry.capacity_bytes / each;
+        let narrowed = range.narrowed(sector_size);
+        prop_assert!(narrowed.is_whole(sector_size) && range.widened(sector_size).is_whole(sector_size));
+        prop_assert!(all.clone().filter(|first| covered(*first)).eq(sectors_of(narrowed)));
+        if range.len_bytes > 0 {
+            prop_assert!(all.filter(|first| touched(*first)).eq(sectors_of(range.widened(sector_size))));
+        }
+        prop_assert_eq!(range.is_whole(sector_size), range == narrowed || (range.len_bytes == 0 && start % each == 0));
+    }
+}
+
 #[test]
 fn the_wrong_direction_is_refused() {
     let driver = Driver::new(8);

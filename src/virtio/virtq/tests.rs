@@ -10,6 +10,8 @@ use super::*;
 use crate::guest::GuestMemory;
 use crate::guest::memory::tests::BothSides;
 
+mod model;
+
 const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x8000;
 const USED: u64 = 0xa000;
@@ -109,6 +111,25 @@ impl Driver {
             self.descriptor(head, Raw { address: DATA, len: 16, flags: 0, next: 0 });
             self.make_available(head);
         }
+    }
+
+    /// Makes this head available, whatever its descriptor says, if it has one.
+    fn offer_entry(&mut self, head: u16) {
+        self.make_available(head);
+    }
+
+    /// Claims that entries up to `index` are there.
+    fn claim(&self, index: u16) {
+        self.put16(AVAILABLE + 2, index);
+    }
+
+    /// The index that the driver wants to be notified of, with an event index.
+    fn used_event(&self) -> u16 {
+        self.get16(AVAILABLE + 4 + 2 * u64::from(self.size))
+    }
+
+    fn set_used_event(&self, index: u16) {
+        self.put16(AVAILABLE + 4 + 2 * u64::from(self.size), index);
     }
 
     pub(crate) fn used_index(&self) -> u16 {
