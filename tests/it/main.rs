@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "a test binary has no outside")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where its expectations do")]
 
+mod budget;
 mod cache;
 mod control;
 mod crash;
@@ -27,3 +28,4 @@ mod notifications;
 mod power_failure;
 mod sandbox;
 mod small_blocks;
+mod system_calls;

@@ -22,6 +22,13 @@ const LIFETIME: Duration = Duration::from_secs(75);
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const EXIT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// What a process may take beside its queues: the program, its libraries, and what they allocate.
+const BASE_BYTES: u64 = 24 << 20;
+/// What it may take for each queue: slots, tables, the thread's stack.
+const QUEUE_BYTES: u64 = 5 << 20;
+/// What tests share with it as the guest's memory, which counts as the process's where that has touched it.
+const GUEST_BYTES_MAX: u64 = 128 << 20;
+
 /// How the process gets its socket.
 enum Endpoint {
     /// It makes a socket at the usual path.
@@ -291,6 +298,30 @@ impl Backend {
         field(14) + field(15)
     }
 
+    /// The most memory that the process has ever had at a time, the guest's included as far as it was touched. `None`
+    /// once it has ended.
+    pub fn peak_memory_bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        Some(kib << 10)
+    }
+
+    /// Asserts that the process has never had more memory than SECURITY.md says, whatever the guest did.
+    pub fn assert_memory_is_bounded(&self) {
+        // Opening a LUKS volume takes what its key slot asks for.
+        let args = &self.invocation.args;
+        if args.iter().all(|arg| arg != "--format") || self.over {
+            return;
+        }
+        let queues = args.iter().skip_while(|arg| *arg != "--num-queues").nth(1);
+        let queues: u64 = queues.and_then(|count| count.parse().ok()).expect("the harness tells");
+        let most = BASE_BYTES + queues * QUEUE_BYTES + GUEST_BYTES_MAX;
+        if let Some(peak) = self.peak_memory_bytes() {
+            assert!(peak <= most, "{queues} queues: {} MiB of memory, of at most {}", peak >> 20, most >> 20);
+        }
+    }
+
     /// What the process has logged so far.
     pub fn stderr(&self) -> String {
         self.process.stderr.lock().expect("no panic while logging").clone()
@@ -400,6 +431,7 @@ impl Backend {
     /// SIGTERM, then exit status 0 within bounds.
     pub fn terminate(&mut self) {
         self.assert_alive();
+        self.assert_memory_is_bounded();
         self.signal_term();
         let status = self.wait();
         assert!(status.success(), "SIGTERM must end in exit status 0, got {status}");

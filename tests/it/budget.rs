@@ -1,0 +1,125 @@
+//! What a guest can cost: memory, the share of others, lines of the log.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::harness::frontend::*;
+use crate::harness::load::Load;
+use crate::harness::request::*;
+use crate::harness::*;
+
+#[test]
+fn memory_is_bounded_with_all_queues_busy() {
+    const QUEUES: usize = 64;
+    let mut backend = Serve::encrypted().payload_bytes(16 << 20).queues(QUEUES).start();
+    let setup = Setup { queues: QUEUES, queue_size: 64, data_bytes: 80 << 20, ..Setup::default() };
+    // As much as there may be at once on each of them, requests of up to 64 KiB.
+    let frontend = Frontend::with(backend.socket(), setup);
+    let mut load = Load::new(&frontend, &backend.volume.original, 7);
+    load.fill(&frontend.rings);
+    while load.answered < 20 * QUEUES as u64 {
+        load.wait_for_answer(&frontend.rings);
+        load.take_answers(&frontend.rings, true);
+    }
+    load.finish(&frontend.rings);
+    backend.assert_memory_is_bounded();
+    let used = backend.peak_memory_bytes().expect("it runs") - frontend.ram.len_bytes();
+    assert!(used > 16 << 20, "that it was measured at all: {used}");
+    drop(frontend);
+    backend.terminate();
+}
+
+/// Large requests, as many as the ring holds: memory for them is fixed, they wait for it.
+#[test]
+fn memory_does_not_grow_with_the_size_of_requests() {
+    let mut backend = Serve::encrypted().payload_bytes(16 << 20).start();
+    let setup = Setup { queue_size: 128, data_bytes: 40 << 20, ..Setup::default() };
+    let frontend = Frontend::with(backend.socket(), setup);
+    let reads: Vec<Request> = (0..8).map(|i| Request::read(i * 8192, 4 << 20)).collect();
+    for answer in frontend.run_all(0, &reads) {
+        assert_eq!(answer.ok().len(), 4 << 20);
+    }
+    backend.assert_memory_is_bounded();
+    drop(frontend);
+    backend.terminate();
+}
+
+#[test]
+fn a_storm_of_kicks_takes_nothing_from_other_queues() {
+    let mut backend = Serve::encrypted().queues(2).start();
+    let frontend = Frontend::with(backend.socket(), Setup::queues(2));
+    frontend.assert_serves(0, 0, 1);
+    let over = AtomicBool::new(false);
+    let kick = frontend.rings[0].kick.borrow().try_clone().expect("duplicate the eventfd");
+    let kicks = std::thread::scope(|scope| {
+        let storm = scope.spawn(|| {
+            let mut kicks = 0_u64;
+            while !over.load(Ordering::Relaxed) {
+                kick.write(1).expect("the eventfd takes the kick");
+                kicks += 1;
+            }
+            kicks
+        });
+        // No longer than without a storm, or these would run into their patience.
+        for round in 0..300 {
+            frontend.assert_serves(1, 64, round);
+        }
+        over.store(true, Ordering::Relaxed);
+        storm.join().expect("it kicked")
+    });
+    assert!(kicks > 300, "{kicks} kicks are no storm");
+    // Nothing was taken from the stormy queue, and it serves.
+    assert_eq!(frontend.rings[0].pending(), 0);
+    frontend.assert_serves(0, 0, 2);
+    let answers = u64::from(frontend.rings[0].used_idx());
+    assert_eq!(answers, 4, "only what was asked for was answered");
+    drop(frontend);
+    backend.terminate();
+}
+
+/// How many lines of the log have this in them.
+fn lines(backend: &Backend, what: &str) -> usize {
+    backend.stderr().lines().filter(|line| line.contains(what)).count()
+}
+
+#[test]
+fn a_driver_that_breaks_its_ring_again_and_again_does_not_fill_the_log() {
+    let begun = Instant::now();
+    let mut backend = Serve::encrypted().queues(2).start();
+    let mut frontend = Frontend::with(backend.socket(), Setup::queues(2));
+    for round in 0..40 {
+        for queue in 0..2 {
+            frontend.rings[queue].set_avail_idx(0x8000);
+            frontend.rings[queue].kick();
+            // Seen now, or in the turn before the ring is stopped; or too late, now and then.
+            frontend.stop_ring(queue);
+            frontend.rings[queue].reset();
+            frontend.rings[queue].drain_calls();
+            frontend.start_ring(queue, 0);
+        }
+        frontend.assert_serves(round % 2, 0, round as u64);
+    }
+    drop(frontend);
+    backend.terminate();
+    // One each ten seconds, of each queue.
+    let most = 2 * (1 + begun.elapsed().as_secs() as usize / 10);
+    let found = lines(&backend, "the driver broke its ring");
+    assert!((1..=most).contains(&found), "{found} lines: {}", backend.stderr());
+}
+
+#[test]
+fn a_front_end_that_is_refused_again_and_again_does_not_fill_the_log() {
+    let begun = Instant::now();
+    let mut backend = Serve::encrypted().start();
+    for _ in 0..4 {
+        let mut frontend = Frontend::connect(backend.socket());
+        for _ in 0..50 {
+            assert!(frontend.set_config(0, &[1]).is_err(), "the capacity cannot be written");
+        }
+        frontend.assert_serves(0, 0, 1);
+    }
+    backend.terminate();
+    let most = 1 + begun.elapsed().as_secs() as usize / 10;
+    let found = lines(&backend, "refused a message of the VMM");
+    assert!((1..=most).contains(&found), "{found} lines: {}", backend.stderr());
+}
