@@ -9,6 +9,8 @@ mod files;
 mod layering;
 #[path = "tidy/lengths.rs"]
 mod lengths;
+#[path = "tidy/promises.rs"]
+mod promises;
 #[path = "tidy/readme.rs"]
 mod readme;
 #[path = "tidy/scripts.rs"]
@@ -173,4 +175,13 @@ fn every_script_runs_explains_itself_and_is_offered() {
 #[test]
 fn every_option_is_in_the_readme() {
     assert_tidy(readme::missing_options(&all_texts()));
+}
+
+#[test]
+fn every_promise_is_held_by_a_test() {
+    let texts = all_texts();
+    let promised =
+        texts.iter().any(|file| file.path == "SECURITY.md" && file.text.contains("## What is promised"));
+    assert!(promised, "SECURITY.md says what is promised");
+    assert_tidy(promises::complaints(&texts));
 }
