@@ -1,6 +1,11 @@
 //! The data path's own source with the tests beside it, compiled as it is and without the rest of the package: what
 //! an interpreter can build and run.
-#![allow(dead_code, unused_imports, missing_docs, reason = "a part of the package, which the package uses whole")]
+#![allow(
+    dead_code,
+    unused_imports,
+    missing_docs,
+    reason = "a part of the package, which the package uses whole"
+)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "as in the package"))]
 
 #[path = "../../../src/cipher/mod.rs"]

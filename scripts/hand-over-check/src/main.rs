@@ -1,7 +1,8 @@
 //! What the threads of a server share, compiled as it is, in every order in which they may meet, or in so many of
 //! these as there is time for. A wake-up that is missed shows as a deadlock.
 //!
-//! `hand-over-check ROUNDS` tries so many orders of each check. The last line is "N passed, N failed".
+//! `hand-over-check ROUNDS` tries so many orders of each check. The last line is
+//! "checks: N passed, N failed".
 #![allow(dead_code, unused_imports, reason = "the check uses a part of what it includes")]
 
 use std::panic;
@@ -66,6 +67,6 @@ fn main() -> ExitCode {
         println!("{name}: {verdict}");
         if outcome.is_ok() { passed += 1 } else { failed += 1 }
     }
-    println!("{passed} passed, {failed} failed");
+    println!("checks: {passed} passed, {failed} failed");
     ExitCode::from(u8::from(failed > 0))
 }

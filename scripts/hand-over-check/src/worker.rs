@@ -6,9 +6,9 @@ mod between_threads;
 mod commands;
 mod flushes;
 mod peers;
-mod sectors;
 #[path = "../../../src/worker/sector_locks.rs"]
 mod sector_locks;
+mod sectors;
 #[path = "../../../src/worker/syncs.rs"]
 mod syncs;
 
