@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::config::{CacheMode, DeviceConfig, DiscardPolicy, VolumeConfig};
 use super::control::orders::{self, Desk};
 use super::device::{self, Device};
-use super::front_end::Reception;
+use super::front_end::{Complaints, Reception};
 use super::stop::StopSignal;
 use super::tenure::Tenure;
 use super::volume_file::open_volume;
@@ -69,7 +69,8 @@ impl Bench {
     /// When a queue thread has ended, which nothing that a front end says may bring about.
     pub fn converse(&self, stream: UnixStream) {
         let Self { device, threads, stop, .. } = self;
-        let reception = Reception { device, threads, stop, hands_over: false };
+        let complaints = Complaints::default();
+        let reception = Reception { device, threads, stop, hands_over: false, complaints };
         let _ = reception.receive(stream);
         assert!(!stop.has_failed(), "a queue thread broke down");
     }
