@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::profile::Settings;
-use crate::keys::http::{HttpClient, HttpError, Method, Request, ServiceUrl};
+use crate::keys::http::{HttpClient, HttpError, Method, Request, ServiceUrl, line_of};
 use crate::keys::{KeyError, ManagerName, Secret};
 
 /// Longest answer: room for the catalogue of a large cloud.
@@ -209,10 +209,8 @@ impl Identity<'_> {
                 "name it by a reference in its profile, such as file:/etc/sealblk/secret",
             )
         })?;
-        let text = str::from_utf8(secret.expose())
-            .map_err(|_| self.incomplete(&format!("its {spoken} is no text"), "Keystone takes UTF-8 only"))?;
-        let text = text.strip_suffix('\n').unwrap_or(text);
-        Ok(text.strip_suffix('\r').unwrap_or(text))
+        line_of(secret)
+            .ok_or_else(|| self.incomplete(&format!("its {spoken} is no text"), "Keystone takes UTF-8 only"))
     }
 
     fn incomplete(&self, problem: &str, remedy: &str) -> KeyError {

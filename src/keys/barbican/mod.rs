@@ -170,11 +170,7 @@ impl KeyManager for Barbican {
 
 /// What an answer means that is no success, where it can mean one thing only.
 fn refusal(subject: impl Into<Subject>, service: &str, call: &Call<'_>, status: u16) -> KeyError {
-    let method = match call.method {
-        Method::Get => "GET",
-        Method::Post => "POST",
-        Method::Delete => "DELETE",
-    };
+    let method = call.method.name();
     let path = call.path.split('?').next().unwrap_or_default();
     let refused = |problem: String, remedy: &str| (problem, remedy.to_owned());
     let (problem, remedy) = match status {

@@ -53,7 +53,7 @@ impl Session {
                 "name the CA instead, as `ca` in the table `tls` of its profile",
             ));
         }
-        check_clear(manager, setup.profile.plain_http, &keystone)?;
+        keystone.check_clear(manager, setup.profile.plain_http)?;
         let tls = match (&setup.profile.tls, settings.text("cacert")) {
             (Some(tls), _) => Some(tls.client(manager)?),
             (None, Some(_)) => Some(
@@ -160,22 +160,9 @@ impl Session {
         let url = ServiceUrl::try_from(url)
             .map_err(|problem| refused(format!("where Barbican is makes no sense: {problem}")))?
             .ending_in("/v1");
-        check_clear(&self.manager, self.may_be_clear, &url)?;
+        url.check_clear(&self.manager, self.may_be_clear)?;
         Ok(url)
     }
-}
-
-/// Refuses to send secrets over a network in the clear.
-fn check_clear(manager: &ManagerName, is_allowed: bool, url: &ServiceUrl) -> Result<(), KeyError> {
-    if url.is_readable_by_others() && !is_allowed {
-        return Err(KeyError::not_allowed(
-            manager.clone(),
-            format!("at {url}, passwords and keys would cross the network in the clear"),
-            "name a URL that begins with https, or set `plain-http = true` in its profile if that network is \
-             nobody else's",
-        ));
-    }
-    Ok(())
 }
 
 fn is_true(text: &str) -> bool {

@@ -37,6 +37,9 @@ pub(super) enum Method {
     Get,
     Post,
     Delete,
+    /// Vault's word for the names below a path.
+    #[cfg(feature = "vault")]
+    List,
 }
 
 /// One request. Its `Debug` would show secrets, so it has none.
@@ -80,6 +83,19 @@ pub(super) enum HttpError {
     Memory(SecretError),
 }
 
+impl Method {
+    /// The word in a request.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+            #[cfg(feature = "vault")]
+            Self::List => "LIST",
+        }
+    }
+}
+
 impl HttpClient {
     /// `tls` is whom to trust, for URLs that begin with `https`. Each request may take `time_limit`, from looking up the
     /// name to the last byte of the answer.
@@ -93,6 +109,7 @@ impl HttpClient {
             .max_response_header_size(HEADER_BYTES_MAX)
             .user_agent(concat!("sealblk/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
+            .allow_non_standard_methods(true)
             .build();
         let agent = Agent::with_parts(config, connection::Connector::new(tls), DefaultResolver::default());
         Self { agent }
@@ -100,13 +117,7 @@ impl HttpClient {
 
     /// Sends `request` and waits for the header of its answer.
     pub(super) fn send(&self, request: &Request<'_>) -> Result<Answer, HttpError> {
-        let method = match request.method {
-            Method::Get => "GET",
-            Method::Post => "POST",
-
-            Method::Delete => "DELETE",
-        };
-        let mut builder = HttpRequest::builder().method(method).uri(request.url);
+        let mut builder = HttpRequest::builder().method(request.method.name()).uri(request.url);
         for (name, value) in request.headers {
             builder = builder.header(*name, *value);
         }
@@ -167,6 +178,13 @@ impl Answer {
     pub(super) fn into_json<T: DeserializeOwned>(self, bytes_max: usize) -> Result<T, HttpError> {
         parse_json(&self.into_text(bytes_max)?)
     }
+}
+
+/// A secret that is a line of text, such as a password in a file: the line end is the editor's. `None` if it is no text.
+pub(super) fn line_of(secret: &Secret) -> Option<&str> {
+    let text = str::from_utf8(secret.expose()).ok()?;
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    Some(text.strip_suffix('\r').unwrap_or(text))
 }
 
 /// Parses JSON. What is wrong with it is told by place only, since a parser's own message repeats what it read.

@@ -60,8 +60,28 @@ impl ServiceUrl {
         self.is_secure
     }
 
+    /// Refuses to send secrets there over a network in the clear, unless that is allowed.
+    ///
+    /// # Errors
+    /// [`KeyError::NotAllowed`], about `manager`.
+    pub(in super::super) fn check_clear(
+        &self,
+        manager: &ManagerName,
+        is_allowed: bool,
+    ) -> Result<(), KeyError> {
+        match self.is_readable_by_others() && !is_allowed {
+            false => Ok(()),
+            true => Err(KeyError::not_allowed(
+                manager.clone(),
+                format!("at {self}, passwords and keys would cross the network in the clear"),
+                "name a URL that begins with https, or set `plain-http = true` in its profile if that network is \
+                 nobody else's",
+            )),
+        }
+    }
+
     /// Whether what is sent there can be read on a network.
-    pub(in super::super) fn is_readable_by_others(&self) -> bool {
+    fn is_readable_by_others(&self) -> bool {
         let is_this_host = match self.host.parse::<IpAddr>() {
             Ok(address) => address.is_loopback(),
             Err(_) => self.host == "localhost",
