@@ -101,6 +101,11 @@ impl Identity<'_> {
                 "check them: revoked, expired, or of another domain or project",
             ),
             403 => refused("lets nobody in by these credentials", "ask whoever runs it"),
+            // So it answers an application credential that was deleted.
+            404 if self.is_by_password() == Some(false) => refused(
+                "knows no such application credential, or no Identity API v3 there",
+                "check the credential, which may have been revoked, and `auth-url`",
+            ),
             404 => refused("knows no Identity API v3 there", "correct `auth-url`"),
             429 | 500..=599 => KeyError::unreachable(
                 self.manager.clone(),
@@ -112,16 +117,10 @@ impl Identity<'_> {
 
     /// The body of the request, in memory that is wiped.
     fn request(&self) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-        let request = match self.settings.text("auth_type") {
-            Some("v3applicationcredential") => self.by_application_credential()?,
-            Some("password" | "v3password") => self.by_password()?,
-            None if self.settings.text("application_credential_id").is_some()
-                || self.settings.text("application_credential_name").is_some() =>
-            {
-                self.by_application_credential()?
-            }
-            None => self.by_password()?,
-            Some(_) => {
+        let request = match self.is_by_password() {
+            Some(true) => self.by_password()?,
+            Some(false) => self.by_application_credential()?,
+            None => {
                 return Err(self.incomplete(
                     "its kind of credentials is not known here",
                     "use an application credential, or a user's password",
@@ -135,22 +134,26 @@ impl Identity<'_> {
         Ok(body)
     }
 
-    fn by_application_credential(&self) -> Result<Auth<'_>, KeyError> {
-        let credential = ApplicationCredential {
-            id: self.settings.text("application_credential_id"),
-            name: self.settings.text("application_credential_name"),
-            user: match self.settings.text("application_credential_id") {
-                Some(_) => None,
-                None => Some(self.user(None)?),
-            },
-            secret: self.secret("application_credential_secret")?,
-        };
-        if credential.id.is_none() && credential.name.is_none() {
-            return Err(self.incomplete(
-                "it names no application credential",
-                "give its profile an `application-credential-id`",
-            ));
+    /// Whether a user's password is what lets us in, or an application credential; `None` if it is neither.
+    fn is_by_password(&self) -> Option<bool> {
+        match self.settings.text("auth_type") {
+            Some("v3applicationcredential") => Some(false),
+            Some("password" | "v3password") => Some(true),
+            Some(_) => None,
+            None => Some(
+                self.settings.text("application_credential_id").is_none()
+                    && self.settings.text("application_credential_name").is_none(),
+            ),
         }
+    }
+
+    fn by_application_credential(&self) -> Result<Auth<'_>, KeyError> {
+        let who = self.named(
+            ["application_credential_id", "application_credential_name"],
+            || Ok(OfUser { user: self.user()? }),
+            ["it names no application credential", "give its profile an `application-credential-id`"],
+        )?;
+        let credential = ApplicationCredential { who, secret: self.secret("application_credential_secret")? };
         let identity = IdentityMethod {
             methods: ["application_credential"],
             password: None,
@@ -160,43 +163,47 @@ impl Identity<'_> {
     }
 
     fn by_password(&self) -> Result<Auth<'_>, KeyError> {
-        let user = self.user(Some(self.secret("password")?))?;
-        let project = match (self.settings.text("project_id"), self.settings.text("project_name")) {
-            (Some(id), _) => Named { id: Some(id), name: None, domain: None, password: None },
-            (None, Some(name)) => {
-                Named { id: None, name: Some(name), domain: Some(self.domain("project")), password: None }
-            }
-            (None, None) => {
-                return Err(self.incomplete("it names no project", "give its profile a `project-name`"));
-            }
-        };
+        let user = UserWithPassword { who: self.user()?, password: self.secret("password")? };
+        let project = self.named(
+            ["project_id", "project_name"],
+            || Ok(InDomain { domain: self.domain("project_domain_id", "project_domain_name") }),
+            ["it names no project", "give its profile a `project-name`"],
+        )?;
         let identity = IdentityMethod {
             methods: ["password"],
-            password: Some(UserPassword { user }),
+            password: Some(Password { user }),
             application_credential: None,
         };
         Ok(Auth { identity, scope: Some(Scope { project }) })
     }
 
-    fn user<'s>(&'s self, password: Option<&'s str>) -> Result<Named<'s>, KeyError> {
-        match (self.settings.text("user_id"), self.settings.text("username")) {
-            (Some(id), _) => Ok(Named { id: Some(id), name: None, domain: None, password }),
-            (None, Some(name)) => {
-                Ok(Named { id: None, name: Some(name), domain: Some(self.domain("user")), password })
-            }
-            (None, None) => Err(self.incomplete("it names no user", "give its profile a `user-name`")),
+    fn user(&self) -> Result<Named<'_, InDomain<'_>>, KeyError> {
+        self.named(
+            ["user_id", "username"],
+            || Ok(InDomain { domain: self.domain("user_domain_id", "user_domain_name") }),
+            ["it names no user", "give its profile a `user-name`"],
+        )
+    }
+
+    /// What the settings `id` or `name` say; an error of `problem` and `remedy` if they say nothing.
+    fn named<Within>(
+        &self,
+        [id, name]: [&'static str; 2],
+        within: impl FnOnce() -> Result<Within, KeyError>,
+        [problem, remedy]: [&str; 2],
+    ) -> Result<Named<'_, Within>, KeyError> {
+        match (self.settings.text(id), self.settings.text(name)) {
+            (Some(id), _) => Ok(Named::ById { id }),
+            (None, Some(name)) => Ok(Named::ByName { name, within: within()? }),
+            (None, None) => Err(self.incomplete(problem, remedy)),
         }
     }
 
-    /// The domain of a user or a project, which OpenStack's tools take to be `default` if nothing is said.
-    fn domain(&self, of: &str) -> Domain<'_> {
-        let (id, name) = match of {
-            "user" => ("user_domain_id", "user_domain_name"),
-            _ => ("project_domain_id", "project_domain_name"),
-        };
+    /// A domain, which OpenStack's tools take to be `default` if nothing is said.
+    fn domain(&self, id: &'static str, name: &'static str) -> Domain<'_> {
         match (self.settings.text(id), self.settings.text(name)) {
-            (None, Some(name)) => Domain { id: None, name: Some(name) },
-            (id, _) => Domain { id: Some(id.unwrap_or("default")), name: None },
+            (None, Some(name)) => Domain::Name(name),
+            (id, _) => Domain::Id(id.unwrap_or("default")),
         }
     }
 
@@ -263,51 +270,64 @@ struct Auth<'a> {
 struct IdentityMethod<'a> {
     methods: [&'static str; 1],
     #[serde(skip_serializing_if = "Option::is_none")]
-    password: Option<UserPassword<'a>>,
+    password: Option<Password<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     application_credential: Option<ApplicationCredential<'a>>,
 }
 
 #[derive(Serialize)]
-struct UserPassword<'a> {
-    user: Named<'a>,
+struct Password<'a> {
+    user: UserWithPassword<'a>,
+}
+
+#[derive(Serialize)]
+struct UserWithPassword<'a> {
+    #[serde(flatten)]
+    who: Named<'a, InDomain<'a>>,
+    password: &'a str,
 }
 
 #[derive(Serialize)]
 struct ApplicationCredential<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<Named<'a>>,
+    #[serde(flatten)]
+    who: Named<'a, OfUser<'a>>,
     secret: &'a str,
 }
 
 #[derive(Serialize)]
 struct Scope<'a> {
-    project: Named<'a>,
+    project: Named<'a, InDomain<'a>>,
 }
 
-/// A user or a project.
+/// A user, a project or an application credential: by its ID, or by its name and where that is its name.
 #[derive(Serialize)]
-struct Named<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    domain: Option<Domain<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    password: Option<&'a str>,
+#[serde(untagged)]
+enum Named<'a, Within> {
+    ById {
+        id: &'a str,
+    },
+    ByName {
+        name: &'a str,
+        #[serde(flatten)]
+        within: Within,
+    },
 }
 
 #[derive(Serialize)]
-struct Domain<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
+struct InDomain<'a> {
+    domain: Domain<'a>,
+}
+
+#[derive(Serialize)]
+struct OfUser<'a> {
+    user: Named<'a, InDomain<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Domain<'a> {
+    Id(&'a str),
+    Name(&'a str),
 }
 
 #[derive(Deserialize)]
