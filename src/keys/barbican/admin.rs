@@ -199,10 +199,9 @@ impl Barbican {
     /// Notes the volume, and says what became of the new secret. One that cannot be told of is not left behind.
     fn finish(&self, session: &Session, uuid: Uuid, spec: &KeySpec) -> Result<KeyMetadata, KeyError> {
         let id = KeyId::new(uuid.hyphenated().to_string());
-        let told = match &spec.volume {
-            Some(volume) => self.consume(session, uuid, Method::Post, &Consumer::of_volume(volume)),
-            None => Ok(()),
-        };
+        let consumers = spec.volume.as_deref().map(Consumer::of_volume).unwrap_or_default();
+        let mut consumers = consumers.iter();
+        let told = consumers.try_for_each(|consumer| self.consume(session, uuid, Method::Post, consumer));
         let record = told.and_then(|()| self.record(session, &id));
         match record.and_then(|record| record.metadata().ok_or_else(|| self.nonsense(session))) {
             Ok(metadata) => Ok(KeyMetadata { bits: spec.bits, ..metadata }),

@@ -14,7 +14,10 @@ use crate::keys::{KeyId, KeyKind, KeyMetadata, KeyState};
 pub(super) const SERVICE: &str = "sealblk";
 
 /// What it is used for.
-pub(super) const VOLUME: &str = "volume";
+const VOLUME: &str = "volume";
+
+/// Longest identifier of a consumer: there is no more room for it in Barbican's database.
+const RESOURCE_ID_CHARS_MAX: usize = 36;
 
 /// A secret, without its payload.
 #[derive(Debug, Deserialize)]
@@ -64,9 +67,23 @@ pub(super) fn canonical_uuid(text: &str) -> Option<Uuid> {
 }
 
 impl Consumer {
-    /// That we use it for `volume`.
-    pub(super) fn of_volume(volume: &str) -> Self {
-        Self { service: SERVICE.to_owned(), resource_type: VOLUME.to_owned(), resource_id: volume.to_owned() }
+    /// That we use it for `volume`. What is too long for one of them is told by several, in parts: `volume.1` and so on.
+    pub(super) fn of_volume(volume: &str) -> Vec<Self> {
+        let chars: Vec<char> = volume.chars().collect();
+        let parts = chars.chunks(RESOURCE_ID_CHARS_MAX);
+        let is_whole = parts.len() == 1;
+        let consumer = |(index, part): (usize, &[char])| Self {
+            service: SERVICE.to_owned(),
+            resource_type: if is_whole { VOLUME.to_owned() } else { format!("{VOLUME}.{}", index + 1) },
+            resource_id: part.iter().collect(),
+        };
+        parts.enumerate().map(consumer).collect()
+    }
+
+    /// Which part of a volume's name it tells, from 1; 0 if it tells all of it.
+    fn part(&self) -> Option<u32> {
+        let number = self.resource_type.strip_prefix(VOLUME)?;
+        if number.is_empty() { Some(0) } else { number.strip_prefix('.')?.parse().ok() }
     }
 }
 
@@ -101,11 +118,6 @@ impl SecretRecord {
     /// What it is as a key; `None` if it is none.
     pub(super) fn metadata(&self) -> Option<KeyMetadata> {
         let uuid = self.uuid()?.hyphenated().to_string();
-        let used_for = |ours: bool| {
-            let mut consumers = self.consumers.iter();
-            consumers.find(|c| c.resource_type == VOLUME && (c.service == SERVICE) == ours)
-        };
-        let volume = used_for(true).or_else(|| used_for(false));
         Some(KeyMetadata {
             // A secret without a name is called by its UUID.
             name: self.name.clone().filter(|name| *name != uuid),
@@ -114,9 +126,26 @@ impl SecretRecord {
             kind: self.kind()?,
             bits: self.bit_length.unwrap_or(0),
             state: self.state(),
-            volume: volume.map(|consumer| consumer.resource_id.clone()),
+            volume: self.volume(),
             created: self.created.as_deref().and_then(time),
         })
+    }
+
+    /// The volume that it is used for: ours, or else somebody else's.
+    fn volume(&self) -> Option<String> {
+        let of_others = || {
+            let mut consumers = self.consumers.iter();
+            consumers.find(|consumer| consumer.part() == Some(0)).map(|consumer| consumer.resource_id.clone())
+        };
+        let ours = self.consumers.iter().filter(|consumer| consumer.service == SERVICE);
+        let mut parts: Vec<(u32, &str)> =
+            ours.filter_map(|consumer| Some((consumer.part()?, &*consumer.resource_id))).collect();
+        parts.sort_unstable();
+        match parts.first() {
+            None => of_others(),
+            Some((0, whole)) => Some((*whole).to_owned()),
+            Some(_) => Some(parts.into_iter().map(|(_, part)| part).collect()),
+        }
     }
 
     fn state(&self) -> KeyState {
@@ -178,6 +207,21 @@ mod tests {
         );
         assert_eq!((key.state, key.volume.as_deref()), (KeyState::Active, Some("vm1.img")));
         assert_eq!(key.created.unwrap().to_string(), "2026-01-02T03:04:05.678901Z");
+    }
+
+    #[test]
+    fn a_long_name_of_a_volume_is_told_in_parts() {
+        for volume in ["vm1.img", &"\u{e9}".repeat(36), &"/dev/disks/\u{e9}vm1".repeat(17), &"x".repeat(255)]
+        {
+            let mut consumers = Consumer::of_volume(volume);
+            let fits = |consumer: &Consumer| consumer.resource_id.chars().count() <= RESOURCE_ID_CHARS_MAX;
+            assert!(consumers.iter().all(fits), "{volume}");
+            consumers.reverse();
+            let others = Consumer { service: "cinder".to_owned(), ..Consumer::of_volume("other").remove(0) };
+            consumers.insert(0, others);
+            let key = record(&format!("\"consumers\": {}", serde_json::to_string(&consumers).unwrap()));
+            assert_eq!(key.metadata().unwrap().volume.as_deref(), Some(volume));
+        }
     }
 
     #[test]
