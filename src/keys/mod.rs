@@ -71,6 +71,15 @@ pub trait KeyManager {
     /// Fetches it and tells of every link of the way there that holds. A manager that is one step away needs none of its
     /// own.
     ///
+    /// Notes that the key called `id` is in use by `volume`, where the manager keeps such notes and its profile asks for
+    /// them, so that whoever is about to delete the key is told. Asked when the volume is open, before it is served.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    fn note_use(&self, _id: &KeyId, _volume: &str) -> Result<(), KeyError> {
+        Ok(())
+    }
+
     /// # Errors
     /// As [`fetch`](Self::fetch); the link that was being looked at is the one that broke.
     fn diagnose(&self, id: &KeyId, walk: &mut doctor::Walk<'_>) -> Result<Secret, KeyError> {

@@ -16,7 +16,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// At most this long between two attempts, so that a manager which is back is noticed.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
-/// Fetches the first key of `sources` that there is.
+/// Fetches the first key of `sources` that there is, and says which one it is.
 ///
 /// They are asked in order. One that is [not found](KeyError::NotFound) or
 /// [unreachable](KeyError::Unreachable) is passed over; any other failure is an answer that somebody has to look at, and
@@ -29,7 +29,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15);
 ///
 /// # Panics
 /// When `sources` is empty.
-pub fn fetch_first(sources: &[KeySource], patience: Duration) -> Result<Secret, KeyError> {
+pub fn fetch_first(sources: &[KeySource], patience: Duration) -> Result<(Secret, &KeySource), KeyError> {
     assert!(!sources.is_empty(), "there is a key to fetch");
     fetch_patiently(sources, patience, &mut SystemClock { start: Instant::now() })
 }
@@ -44,11 +44,11 @@ trait Clock {
     fn random(&mut self) -> u32;
 }
 
-fn fetch_patiently(
-    sources: &[KeySource],
+fn fetch_patiently<'a>(
+    sources: &'a [KeySource],
     patience: Duration,
     clock: &mut impl Clock,
-) -> Result<Secret, KeyError> {
+) -> Result<(Secret, &'a KeySource), KeyError> {
     let mut longest_wait = FIRST_WAIT;
     for attempt in 1_u64.. {
         let error = match fetch_once(sources) {
@@ -73,7 +73,7 @@ fn fetch_patiently(
 }
 
 /// Asks each source once, in order, until one has an answer.
-fn fetch_once(sources: &[KeySource]) -> Result<Secret, KeyError> {
+fn fetch_once(sources: &[KeySource]) -> Result<(Secret, &KeySource), KeyError> {
     let mut passed_over: Option<KeyError> = None;
     for (index, source) in sources.iter().enumerate() {
         let error = match source.fetch() {
@@ -81,7 +81,7 @@ fn fetch_once(sources: &[KeySource]) -> Result<Secret, KeyError> {
                 if sources.len() > 1 {
                     info!(key = %source.reference(), "key fetched");
                 }
-                return Ok(secret);
+                return Ok((secret, source));
             }
             Err(error @ (KeyError::NotFound { .. } | KeyError::Unreachable { .. })) => error,
             Err(refusal) => return Err(refusal),
@@ -214,7 +214,10 @@ mod tests {
         let sources: Vec<KeySource> = scripts.iter().zip('a'..).map(source).collect();
         let mut clock = Model { elapsed: Duration::ZERO, waits: Vec::new(), random };
         let result = fetch_patiently(&sources, Duration::from_secs(patience_seconds), &mut clock);
-        let result = result.map(|secret| String::from_utf8(secret.expose().to_vec()).unwrap());
+        let result = result.map(|(secret, source)| {
+            assert_eq!(source.reference().id().name().as_bytes(), secret.expose());
+            String::from_utf8(secret.expose().to_vec()).unwrap()
+        });
         let asked = asked.borrow().concat();
         Outcome { result, asked, waits: clock.waits }
     }

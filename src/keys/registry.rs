@@ -124,6 +124,14 @@ impl KeySource {
         self.decode(self.manager.fetch(self.reference.id())?)
     }
 
+    /// Has its manager note that it is in use by `volume`: see [`KeyManager::note_use`].
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    pub fn note_use(&self, volume: &str) -> Result<(), KeyError> {
+        self.manager.note_use(self.reference.id(), volume)
+    }
+
     /// Fetches it and tells of every link of the way there.
     ///
     /// # Errors

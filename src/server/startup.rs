@@ -1,6 +1,6 @@
 //! From a configuration to a disk that is ready to serve: volume, key, format, in this order.
 
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::config::{Endpoint, KeyConfig, ServeConfig};
 use super::control::client;
@@ -67,13 +67,26 @@ pub fn fetch_volume_key(config: &KeyConfig) -> Result<VolumeKey, ServeError> {
     Ok(unlocked.encryption.ok_or(FormatError::SecretUnused)?.key)
 }
 
-/// Fetches the key, and unlocks the volume with it.
+/// Fetches the key, unlocks the volume with it, and lets the key manager know.
 fn unlock(config: &KeyConfig, volume: &OpenedVolume) -> Result<Unlocked, ServeError> {
-    let secret = match config.sources.as_slice() {
-        [] => None,
-        keys => Some(keys::fetch_first(keys, config.timeout)?),
+    let (secret, source) = match config.sources.as_slice() {
+        [] => (None, None),
+        keys => {
+            let (secret, source) = keys::fetch_first(keys, config.timeout)?;
+            (Some(secret), Some(source))
+        }
     };
-    Ok(config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?)
+    let unlocked = config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?;
+    // A disk that is there for its guest is worth more than a note about it.
+    if let Some(source) = source
+        && let Err(error) = source.note_use(&config.volume.to_string_lossy())
+    {
+        warn!(
+            error = &error as &dyn std::error::Error,
+            "the key manager could not note that the key is in use"
+        );
+    }
+    Ok(unlocked)
 }
 
 /// Checks that the volume can be served so.

@@ -236,6 +236,18 @@ impl Barbican {
         }
     }
 
+    /// Registers `volume` as a consumer of a secret that has none of ours: one that was made for a volume keeps its name.
+    pub(super) fn register(&self, id: &KeyId, volume: &str) -> Result<(), KeyError> {
+        let uuid = self.uuid(id)?;
+        let session = self.new_session()?;
+        let record = self.record(&session, id)?;
+        if record.consumers.iter().any(|consumer| consumer.service == SERVICE) {
+            return Ok(());
+        }
+        let consumers = Consumer::of_volume(volume);
+        consumers.iter().try_for_each(|consumer| self.consume(&session, uuid, Method::Post, consumer))
+    }
+
     fn delete(
         &self,
         session: &Session,

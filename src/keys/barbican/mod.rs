@@ -163,6 +163,10 @@ impl KeyManager for Barbican {
         }
     }
 
+    fn note_use(&self, id: &KeyId, volume: &str) -> Result<(), KeyError> {
+        if self.setup.profile.register_consumers { self.register(id, volume) } else { Ok(()) }
+    }
+
     fn diagnose(&self, id: &KeyId, walk: &mut Walk<'_>) -> Result<Secret, KeyError> {
         self.walk(id, walk)
     }

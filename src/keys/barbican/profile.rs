@@ -66,6 +66,9 @@ pub struct Profile {
     /// Whether to go by variables `OS_...`.
     #[serde(default)]
     environment: bool,
+    /// Whether a volume that is served is registered as a consumer of its key.
+    #[serde(default)]
+    pub(super) register_consumers: bool,
     /// Whether `http` is good enough for other hosts than this one.
     #[serde(default)]
     pub(super) plain_http: bool,

@@ -153,6 +153,34 @@ fn what_a_secret_is_decides_what_openstack_makes_of_it() {
 }
 
 #[test]
+fn a_volume_is_registered_as_a_consumer_where_that_is_wanted() {
+    let uses = "POST /v1/secrets/0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9/consumers";
+    let stub = but(uses, || Reply::status(200));
+    let host = Host::at(&stub.url);
+    let note_use = || host.source(&format!("barbican:{UUID}")).note_use("/dev/vg0/vm1");
+    note_use().unwrap();
+    assert_eq!(stub.received().len(), 0, "nobody asked for it");
+    let config = fs::read_to_string(host.path("keys.toml")).unwrap();
+    host.write("keys.toml", &format!("{config}register-consumers = true\n"), 0o600);
+    note_use().unwrap();
+    let told = stub.received().pop().unwrap();
+    assert_eq!(told.line, uses);
+    let consumer: serde_json::Value = serde_json::from_str(&told.body).unwrap();
+    assert_eq!((&consumer["service"], &consumer["resource_id"]), (&"sealblk".into(), &"/dev/vg0/vm1".into()));
+
+    let refusing = but(uses, || Reply::status(401));
+    host.write(
+        "keys.toml",
+        &fs::read_to_string(host.path("keys.toml")).unwrap().replace(&stub.url, &refusing.url),
+        0o600,
+    );
+    assert!(matches!(
+        host.source(&format!("barbican:{UUID}")).note_use("x"),
+        Err(KeyError::NotAllowed { .. })
+    ));
+}
+
+#[test]
 fn a_token_that_ended_early_is_replaced_once() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let refusals = AtomicUsize::new(1);
@@ -212,7 +240,9 @@ fn half_answers_are_outages() {
     let head = b"HTTP/1.1 200 OK\r\nX-Subject-Token: T0KEN\r\nContent-Length: 64\r\n\r\n";
     let half = [head, &KEY[..40]].concat();
     for line in [TOKENS, RECORD, PAYLOAD] {
-        for bytes in [Vec::new(), half.clone()] {
+        let status_line = b"HTTP/1.1 20".to_vec();
+        let headers = b"HTTP/1.1 200 OK\r\nX-Subject-Tok".to_vec();
+        for bytes in [Vec::new(), status_line, headers, half.clone()] {
             let stub = but(line, move || Reply::Cut(bytes.clone()));
             let error = failure(&Host::at(&stub.url));
             assert!(matches!(error, KeyError::Unreachable { .. }), "{line}: {error}");
