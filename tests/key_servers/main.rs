@@ -5,16 +5,20 @@
 #![allow(unreachable_pub, missing_docs, reason = "a test binary has no outside")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where its expectations do")]
 
+mod barbican;
 mod hostile;
+mod http;
 mod kmip;
 mod libvirt;
 mod pki;
 mod server;
+mod vault;
 
 /// A missing server would be noticed in every test; here it is named.
 #[test]
 fn the_servers_are_installed() {
     server::program("kmip", "pykmip-server");
+    server::program("openstack", "keystone-manage");
     let answer = std::process::Command::new("libvirtd").arg("--version").output();
     assert!(
         answer.is_ok_and(|answer| answer.status.success()),
