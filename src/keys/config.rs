@@ -37,6 +37,8 @@ pub struct KeyConfig {
     pub(super) kmip: Profiles<kmip::Profile>,
     #[cfg(feature = "libvirt")]
     pub(super) libvirt: Profiles<libvirt::Profile>,
+    #[cfg(feature = "vault")]
+    pub(super) vault: Profiles<super::vault::Profile>,
 }
 
 /// The tables of one kind of key manager.
@@ -201,7 +203,7 @@ mod tests {
     #[test]
     fn mistakes_are_answered_with_their_line() {
         for (text, line, complaint) in [
-            ("[vault.prod]\n", 1, "vault"),
+            ("[bank.prod]\n", 1, "bank"),
             ("\n[command.vm1]\nargv = ['/bin/true']\nargs = []\n", 4, "args"),
             ("[command.vm1]\nargv = ['true']\n", 2, "whole path"),
             ("[command.'vm 1']\nargv = ['/bin/true']\n", 1, "letters, digits"),

@@ -16,6 +16,7 @@
 //! | `kmip:ID` | `kmip` | kept by a KMIP server |
 //! | `libvirt:UUID` | `libvirt` | a secret of libvirt |
 //! | `barbican:UUID` | `barbican` | a secret in OpenStack's key manager |
+//! | `vault:PATH` | `vault` | kept by HashiCorp Vault or OpenBao |
 
 mod admin;
 #[cfg(feature = "barbican")]
@@ -47,6 +48,8 @@ mod registry;
 pub mod remote;
 mod scheme;
 mod secret;
+#[cfg(feature = "vault")]
+pub mod vault;
 
 pub use admin::{KeyAdmin, KeyKind, KeyMetadata, KeySpec, KeyState};
 pub use config::{AbsolutePath, KeyConfig, KeyConfigError, Profiles};
@@ -68,9 +71,6 @@ pub trait KeyManager {
     /// See [`KeyError`]. Nothing of the key material shows in it.
     fn fetch(&self, id: &KeyId) -> Result<Secret, KeyError>;
 
-    /// Fetches it and tells of every link of the way there that holds. A manager that is one step away needs none of its
-    /// own.
-    ///
     /// Notes that the key called `id` is in use by `volume`, where the manager keeps such notes and its profile asks for
     /// them, so that whoever is about to delete the key is told. Asked when the volume is open, before it is served.
     ///
@@ -80,6 +80,9 @@ pub trait KeyManager {
         Ok(())
     }
 
+    /// Fetches it and tells of every link of the way there that holds. A manager that is one step away needs none of its
+    /// own.
+    ///
     /// # Errors
     /// As [`fetch`](Self::fetch); the link that was being looked at is the one that broke.
     fn diagnose(&self, id: &KeyId, walk: &mut doctor::Walk<'_>) -> Result<Secret, KeyError> {

@@ -9,6 +9,8 @@ use super::kmip;
 #[cfg(feature = "libvirt")]
 use super::libvirt;
 use super::registry::Opening;
+#[cfg(feature = "vault")]
+use super::vault;
 use super::{
     KeyAdmin, KeyConfigError, KeyManager, command, credential, fd, file, fixed_key, keyring, keystore,
 };
@@ -28,6 +30,8 @@ const SCHEMES: &[&Scheme] = &[
     &libvirt::SCHEME,
     #[cfg(feature = "barbican")]
     &barbican::SCHEME,
+    #[cfg(feature = "vault")]
+    &vault::SCHEME,
     &fixed_key::SCHEME,
     #[cfg(test)]
     &NESTED,
