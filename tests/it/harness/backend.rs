@@ -339,13 +339,6 @@ impl Backend {
         }
     }
 
-    /// How the process has ended, if it has.
-    pub fn exited(&mut self) -> Option<ExitStatus> {
-        let status = self.process.child.try_wait().expect("wait for our own child");
-        self.over |= status.is_some();
-        status
-    }
-
     /// Asserts that the process runs.
     pub fn assert_alive(&mut self) {
         let status = self.process.child.try_wait().expect("wait for our own child");
