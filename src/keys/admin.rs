@@ -7,12 +7,11 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{KeyError, KeyId, KeyManager, Secret};
-#[cfg(feature = "http")]
-use super::{ManagerName, SECRET_BYTES_MAX};
+#[cfg(any(feature = "http", feature = "libvirt"))]
+use super::ManagerName;
+use super::{KeyError, KeyId, KeyManager, SECRET_BYTES_MAX, Secret, SecretError};
 
 /// Longest name of a key or a volume: what the tightest of the managers takes.
-#[cfg(feature = "http")]
 const NAME_BYTES_MAX: usize = 255;
 
 /// Makes, keeps and destroys keys. Every implementation passes the same conformance suite.
@@ -74,25 +73,30 @@ pub struct KeySpec {
     pub volume: Option<String>,
 }
 
+/// Why there can be no key as it is specified, and what to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unfit {
+    pub(super) problem: String,
+    pub(super) remedy: String,
+}
+
 impl KeySpec {
-    /// Refuses what no key can be, and `material` that is not what the specification says.
+    /// Refuses what no key can be, and `material` that is not what the specification says: the same for every manager.
     ///
     /// # Errors
-    /// [`KeyError::Malformed`].
-    #[cfg(feature = "http")]
-    pub(super) fn check(&self, manager: &ManagerName, material: Option<&Secret>) -> Result<(), KeyError> {
-        let malformed =
-            |problem: String, remedy: String| Err(KeyError::malformed(manager.clone(), problem, remedy));
+    /// What is wrong, in the first respect that is.
+    pub(super) fn fit(&self, material: Option<&Secret>) -> Result<(), Unfit> {
+        let unfit = |problem: String, remedy: String| Err(Unfit { problem, remedy });
         let bits_max = SECRET_BYTES_MAX as u32 * 8;
         if self.bits == 0 || !self.bits.is_multiple_of(8) || self.bits > bits_max {
-            return malformed(
+            return unfit(
                 format!("a key cannot have {} bits", self.bits),
                 format!("give a multiple of 8, up to {bits_max}"),
             );
         }
         for text in [&self.name, &self.volume].into_iter().flatten() {
             if text.is_empty() || text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
-                return malformed(
+                return unfit(
                     "a name is empty, too long, or not printable".to_owned(),
                     format!("use up to {NAME_BYTES_MAX} bytes of text"),
                 );
@@ -101,18 +105,28 @@ impl KeySpec {
         let Some(material) = material else { return Ok(()) };
         let found_bits = material.expose().len() as u64 * 8;
         if found_bits != u64::from(self.bits) {
-            return malformed(
+            return unfit(
                 format!("the key has {found_bits} bits, and {} were announced", self.bits),
                 "give the key itself, or another length".to_owned(),
             );
         }
         if self.kind == KeyKind::Passphrase && str::from_utf8(material.expose()).is_err() {
-            return malformed(
+            return unfit(
                 "the passphrase is not UTF-8 text".to_owned(),
                 "store it as a symmetric key".to_owned(),
             );
         }
         Ok(())
+    }
+
+    /// What [`fit`](Self::fit) refuses, about a manager.
+    ///
+    /// # Errors
+    /// [`KeyError::Malformed`].
+    #[cfg(any(feature = "http", feature = "libvirt"))]
+    pub(super) fn check(&self, manager: &ManagerName, material: Option<&Secret>) -> Result<(), KeyError> {
+        let malformed = |Unfit { problem, remedy }| KeyError::malformed(manager.clone(), problem, remedy);
+        self.fit(material).map_err(malformed)
     }
 }
 
@@ -124,6 +138,20 @@ pub enum KeyKind {
     Symmetric,
     /// Text, taken as it is.
     Passphrase,
+}
+
+impl KeyKind {
+    /// Random material of a key. A passphrase gets one of 64 characters for every 8 bits of its length.
+    ///
+    /// # Errors
+    /// See [`SecretError`].
+    pub(super) fn random(self, bits: u32) -> Result<Secret, SecretError> {
+        let length_bytes = bits as usize / 8;
+        match self {
+            Self::Symmetric => Secret::random(length_bytes),
+            Self::Passphrase => Secret::random_text(length_bytes),
+        }
+    }
 }
 
 /// Where a version of a key is in its life (names as in NIST SP 800-57 part 1 and KMIP).

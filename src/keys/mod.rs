@@ -51,6 +51,7 @@ mod secret;
 #[cfg(feature = "vault")]
 pub mod vault;
 
+use admin::Unfit;
 pub use admin::{KeyAdmin, KeyKind, KeyMetadata, KeySpec, KeyState};
 pub use config::{AbsolutePath, KeyConfig, KeyConfigError, Profiles};
 pub use encoding::Encoding;

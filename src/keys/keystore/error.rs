@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rusqlite::ErrorCode;
 
-use super::super::SecretError;
+use super::super::{SecretError, Unfit};
 use super::kek::KEK_BYTES_MIN;
 
 /// Why a keystore did not do what it was asked to. Nothing of a key shows in it.
@@ -152,6 +152,12 @@ impl From<rusqlite::Error> for KeystoreError {
             }
             error => Self::Database(error),
         }
+    }
+}
+
+impl From<Unfit> for KeystoreError {
+    fn from(Unfit { problem, remedy }: Unfit) -> Self {
+        Self::Malformed { problem, remedy }
     }
 }
 

@@ -4,16 +4,13 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use super::super::{KeyId, KeyKind, KeyMetadata, KeySpec, KeyState, SECRET_BYTES_MAX, Secret};
+use super::super::{KeyId, KeyMetadata, KeySpec, KeyState, Secret};
 use super::access::{Principal, Right};
 use super::audit::{self, AuditAnchor, AuditEntry, AuditEvent, AuditOutcome, Happening};
 use super::error::KeystoreError;
 use super::record::{Facts, Record, Version};
 use super::session::{Session, now};
 use super::{Keystore, Stop};
-
-/// Longest name of a key or a volume.
-const NAME_BYTES_MAX: usize = 255;
 
 /// A key, or one version of it, as it was asked for.
 #[derive(Clone, Copy)]
@@ -63,8 +60,8 @@ impl Keystore {
     /// # Errors
     /// See [`KeystoreError`].
     pub fn create_key(&self, spec: &KeySpec) -> Result<KeyMetadata, KeystoreError> {
-        check_spec(spec)?;
-        self.add(spec, &random_material(spec.kind, spec.bits)?, AuditEvent::Create)
+        spec.fit(None)?;
+        self.add(spec, &spec.kind.random(spec.bits)?, AuditEvent::Create)
     }
 
     /// Puts in a key that there is already.
@@ -72,20 +69,7 @@ impl Keystore {
     /// # Errors
     /// See [`KeystoreError`]; [`KeystoreError::Malformed`] when `material` does not have the bits of `spec`.
     pub fn store_key(&self, spec: &KeySpec, material: &Secret) -> Result<KeyMetadata, KeystoreError> {
-        check_spec(spec)?;
-        let found_bits = material.expose().len() as u64 * 8;
-        if found_bits != u64::from(spec.bits) {
-            return Err(malformed(
-                format!("the key has {found_bits} bits, and {} were announced", spec.bits),
-                "give the key itself, or another length",
-            ));
-        }
-        if spec.kind == KeyKind::Passphrase && str::from_utf8(material.expose()).is_err() {
-            return Err(malformed(
-                "the passphrase is not UTF-8 text".to_owned(),
-                "store it as a symmetric key",
-            ));
-        }
+        spec.fit(Some(material))?;
         self.add(spec, material, AuditEvent::Store)
     }
 
@@ -157,7 +141,7 @@ impl Keystore {
     pub fn rotate_key(&self, id: &KeyId) -> Result<KeyMetadata, KeystoreError> {
         let wanted = Wanted::parse(id)?;
         if wanted.version.is_some() {
-            return Err(malformed("only a whole key is rotated".to_owned(), "leave out the version"));
+            return Err(malformed("only a whole key is rotated", "leave out the version"));
         }
         self.write(|session, _| {
             let mut record = authorised(session, wanted, Right::Rotate, AuditEvent::Rotate)?;
@@ -165,7 +149,7 @@ impl Keystore {
                 let error = destroyed(record.versions.len() as u32);
                 return Err(refuse(session, AuditEvent::Rotate, wanted, AuditOutcome::NotFound, error));
             }
-            let material = random_material(record.facts.kind, record.facts.bits)?;
+            let material = record.facts.kind.random(record.facts.bits)?;
             record.append_version(session, &material, now())?;
             let metadata = newest(&record);
             let wanted = Wanted { version: Some(metadata.version), ..wanted };
@@ -295,7 +279,7 @@ impl Wanted {
     fn whole_key(id: &KeyId) -> Result<Self, KeystoreError> {
         let wanted = Self::parse(id)?;
         if wanted.version.is_some() {
-            return Err(malformed("rights are to a whole key".to_owned(), "leave out the version"));
+            return Err(malformed("rights are to a whole key", "leave out the version"));
         }
         Ok(wanted)
     }
@@ -380,33 +364,6 @@ fn is_taken(session: &Session<'_>, name: &str) -> Result<bool, KeystoreError> {
     Ok(query.query_row((session.principal.to_string(), name, destroyed), |row| row.get(0))?)
 }
 
-fn check_spec(spec: &KeySpec) -> Result<(), KeystoreError> {
-    let bits_max = SECRET_BYTES_MAX as u32 * 8;
-    if spec.bits == 0 || !spec.bits.is_multiple_of(8) || spec.bits > bits_max {
-        return Err(malformed(
-            format!("a key cannot have {} bits", spec.bits),
-            &format!("give a multiple of 8, up to {bits_max}"),
-        ));
-    }
-    for name in [&spec.name, &spec.volume].into_iter().flatten() {
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
-            return Err(malformed(
-                "a name is empty, too long, or not printable".to_owned(),
-                &format!("use up to {NAME_BYTES_MAX} bytes of text"),
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn random_material(kind: KeyKind, bits: u32) -> Result<Secret, KeystoreError> {
-    let length_bytes = bits as usize / 8;
-    match kind {
-        KeyKind::Symmetric => Ok(Secret::random(length_bytes)?),
-        KeyKind::Passphrase => Ok(Secret::random_text(length_bytes)?),
-    }
-}
-
 pub(super) fn newest(record: &Record) -> KeyMetadata {
     metadata(record, record.version(None).expect("a key without versions is not loaded"))
 }
@@ -438,6 +395,6 @@ fn destroyed(version: u32) -> KeystoreError {
     KeystoreError::NotFound { remedy: format!("version {version} was destroyed, for good") }
 }
 
-fn malformed(problem: String, remedy: &str) -> KeystoreError {
-    KeystoreError::Malformed { problem, remedy: remedy.to_owned() }
+fn malformed(problem: &str, remedy: &str) -> KeystoreError {
+    KeystoreError::Malformed { problem: problem.to_owned(), remedy: remedy.to_owned() }
 }

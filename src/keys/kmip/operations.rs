@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::super::{KeyId, KeyKind, KeyMetadata, KeySpec, KeyState, SECRET_BYTES_MAX, Secret};
+use super::super::{KeyId, KeyKind, KeyMetadata, KeySpec, KeyState, Secret};
 use super::object::{self, Found, Made, Record, Wanted};
 use super::session::{Session, Stop};
 
@@ -14,9 +14,6 @@ const GROUP_PREFIX: &str = "sealblk-";
 
 /// Objects that one key may have: versions, and parts of each.
 const OBJECTS_MAX: usize = 1024;
-
-/// Longest name.
-const NAME_BYTES_MAX: usize = 255;
 
 /// Bits of one half of the longest XTS key.
 const HALF_BITS: u32 = 256;
@@ -197,20 +194,13 @@ fn described(session: &mut Session, identifiers: Vec<String>, at_most: usize) ->
 }
 
 pub(super) fn create(session: &mut Session, spec: &KeySpec) -> Result<KeyMetadata, Stop> {
-    check_spec(spec)?;
+    spec.fit(None)?;
     check_name(session, spec)?;
     add(session, &new_group(), &record_of(spec, 1), None)
 }
 
 pub(super) fn store(session: &mut Session, spec: &KeySpec, material: &Secret) -> Result<KeyMetadata, Stop> {
-    check_spec(spec)?;
-    let found_bits = material.expose().len() as u64 * 8;
-    if found_bits != u64::from(spec.bits) {
-        return Err(Stop::Unfit {
-            problem: format!("the key has {found_bits} bits, and {} were announced", spec.bits),
-            remedy: "give the key itself, or another length".to_owned(),
-        });
-    }
+    spec.fit(Some(material))?;
     check_name(session, spec)?;
     add(session, &new_group(), &record_of(spec, 1), Some(material))
 }
@@ -230,25 +220,6 @@ fn record_of(spec: &KeySpec, version: u32) -> Record {
         volume: spec.volume.clone(),
         made: Made(Timestamp::now()),
     }
-}
-
-fn check_spec(spec: &KeySpec) -> Result<(), Stop> {
-    let bits_max = SECRET_BYTES_MAX as u32 * 8;
-    if spec.bits == 0 || !spec.bits.is_multiple_of(8) || spec.bits > bits_max {
-        return Err(Stop::Unfit {
-            problem: format!("a key cannot have {} bits", spec.bits),
-            remedy: format!("give a multiple of 8, up to {bits_max}"),
-        });
-    }
-    for name in [&spec.name, &spec.volume].into_iter().flatten() {
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
-            return Err(Stop::Unfit {
-                problem: "a name is empty, too long, or not printable".to_owned(),
-                remedy: format!("use up to {NAME_BYTES_MAX} bytes of text"),
-            });
-        }
-    }
-    Ok(())
 }
 
 fn check_name(session: &mut Session, spec: &KeySpec) -> Result<(), Stop> {

@@ -4,11 +4,10 @@ use std::io::{Read, Write};
 
 use zeroize::Zeroizing;
 
-use super::super::SecretError;
 use super::super::remote::{Connection, Deadline, Endpoint, Failure, TlsClient};
 use super::tag;
 use super::ttlv::{self, HEADER_BYTES, Item, MESSAGE_BYTES_MAX, Writer};
-use crate::keys::SECRET_BYTES_MAX;
+use crate::keys::{SECRET_BYTES_MAX, SecretError, Unfit};
 use crate::locked::Locked;
 
 /// Room for a key and all that is said about it. Longer answers hold no key.
@@ -116,6 +115,12 @@ impl std::fmt::Display for Reason {
 impl std::fmt::Debug for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{self}")
+    }
+}
+
+impl From<Unfit> for Stop {
+    fn from(Unfit { problem, remedy }: Unfit) -> Self {
+        Self::Unfit { problem, remedy }
     }
 }
 

@@ -220,24 +220,14 @@ impl KeyAdmin for LibvirtManager {
                  /etc/libvirt/secrets",
             ));
         }
-        let length_bytes = spec.bits as usize / 8;
-        let key = match spec.kind {
-            KeyKind::Symmetric => Secret::random(length_bytes),
-            KeyKind::Passphrase => Secret::random_text(length_bytes),
-        };
+        spec.check(&self.name, None)?;
+        let key = spec.kind.random(spec.bits);
         let key = key.map_err(|error| KeyError::of_secret(self.name.clone(), error))?;
         self.store(spec, &key)
     }
 
     fn store(&self, spec: &KeySpec, material: &Secret) -> Result<KeyMetadata, KeyError> {
-        let found_bits = material.expose().len() as u64 * 8;
-        if found_bits != u64::from(spec.bits) {
-            return Err(KeyError::malformed(
-                self.name.clone(),
-                format!("the key has {found_bits} bits, and {} were announced", spec.bits),
-                "give the key itself, or another length",
-            ));
-        }
+        spec.check(&self.name, Some(material))?;
         let taken = KeyError::not_allowed(
             self.name.clone(),
             "there is a secret of this name, or for this volume, already",
