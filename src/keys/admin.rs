@@ -166,6 +166,9 @@ pub enum KeyState {
     Deactivated,
     /// The bytes are gone.
     Destroyed,
+    /// Some of the bytes are gone, or were never there: making or destroying it was broken off. All that can be done with
+    /// it is to destroy it. Only where a key is several objects of its manager.
+    Incomplete,
 }
 
 /// What a manager tells of a key: never its bytes.
@@ -197,6 +200,7 @@ impl fmt::Display for KeyState {
             Self::Active => "active",
             Self::Deactivated => "deactivated",
             Self::Destroyed => "destroyed",
+            Self::Incomplete => "incomplete",
         })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use sealblk::keys::conformance::{self, admin, watch};
 use sealblk::keys::{
-    FixedKey, KeyAdmin, KeyError, KeyId, KeyKind, KeyManagers, KeySpec, SECRET_BYTES_MAX, Secret,
+    FixedKey, KeyAdmin, KeyError, KeyId, KeyKind, KeyManagers, KeySpec, KeyState, SECRET_BYTES_MAX, Secret,
 };
 
 use crate::pki::{Pki, Wish};
@@ -19,6 +19,11 @@ pub struct Kmip {
     pub server: Server,
     clients: AtomicU32,
 }
+
+/// A policy under which others may look at a key, and not have it.
+const SHOWN_TO_ALL: &str = r#"{"shown to all": {"preset": {"SYMMETRIC_KEY": {
+    "GET": "ALLOW_OWNER", "GET_ATTRIBUTES": "ALLOW_ALL", "LOCATE": "ALLOW_ALL", "ACTIVATE": "ALLOW_OWNER"
+}}}}"#;
 
 impl Kmip {
     pub fn start() -> Self {
@@ -46,6 +51,8 @@ impl Kmip {
         );
         pki.write("server.conf", &config, 0o644);
         std::fs::create_dir(pki.path("policy")).unwrap();
+        pki.write("policy/policy.json", SHOWN_TO_ALL, 0o644);
+        command.env("TRAP", pki.path("trap"));
         command.arg("-f").arg(pki.path("server.conf")).arg("-l").arg(pki.path("server.log"));
         let server = Server::start(&mut command, port, &pki.path("output.log"));
         Self { pki, server, clients: AtomicU32::new(0) }
@@ -59,7 +66,7 @@ impl Kmip {
     }
 
     /// Lets PyKMIP's own client run `script` as the first client. What it prints are identifiers.
-    fn with_another_program(&self, script: &str) -> Vec<KeyId> {
+    pub fn with_another_program(&self, script: &str) -> Vec<KeyId> {
         let (folder, port) = (self.pki.folder().display(), self.server.address.port());
         let script = format!(
             "from kmip.pie.client import ProxyKmipClient\nfrom kmip.core import enums\n\
@@ -245,4 +252,68 @@ fn the_key_of_a_keystore_may_be_there() {
     let error = admin_of(&host, "keystore").fetch(&made.id).unwrap_err();
     assert!(matches!(error, KeyError::NotFound { .. }), "{error}");
     assert!(error.to_string().contains(&format!("key kmip:{}", kek.id)), "{error}");
+}
+
+/// Runs the program with `arguments`, and kills it when the server has come to `operation`, which does not happen then.
+fn killed_at(server: &Kmip, operation: &str, config: &std::path::Path, arguments: &[&str]) {
+    let [trap, reached] = ["trap", "reached"].map(|name| server.pki.path(name));
+    server.pki.write("trap", operation, 0o600);
+    let mut program = Command::new(env!("CARGO_BIN_EXE_sealblk"));
+    program.arg("key").args(arguments).args(["--key-manager", "kmip", "--key-config"]).arg(config);
+    let mut client = program.stdout(std::process::Stdio::null()).spawn().unwrap();
+    while !reached.exists() {
+        assert!(client.try_wait().unwrap().is_none(), "it ended before {operation}");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    client.kill().unwrap();
+    client.wait().unwrap();
+    std::fs::remove_file(reached).unwrap();
+    std::fs::remove_file(trap).unwrap();
+}
+
+/// Between the two objects of a key for XTS: what is left is seen, is never taken for a key, and can be destroyed.
+#[test]
+fn a_crash_between_two_halves_leaves_nothing_that_cannot_be_destroyed() {
+    let server = Kmip::start_strict();
+    let ours = server.new_client();
+    let admin = kmip(&ours);
+    let broken_off = |error: &KeyError| {
+        assert!(matches!(error, KeyError::Malformed { .. }), "{error}");
+        assert!(error.to_string().contains("only a part of it is there"), "{error}");
+    };
+    let assert_incomplete = |id: &KeyId| {
+        assert_eq!(admin.metadata(id).unwrap().state, KeyState::Incomplete);
+        broken_off(&admin.fetch(id).unwrap_err());
+    };
+    let only_key = || {
+        let listed = admin.list().unwrap();
+        let [key] = listed.as_slice() else { panic!("{listed:?}") };
+        key.id.clone()
+    };
+
+    // Made, as far as the first half.
+    killed_at(&server, "create 2", &ours, &["create", "--bits", "512", "--name", "vm1"]);
+    let half = only_key();
+    assert_incomplete(&half);
+    broken_off(&admin.rotate(&half).unwrap_err());
+    assert!(matches!(admin.create(&spec(Some("vm1"), 512)), Err(KeyError::NotAllowed { .. })));
+    admin.destroy(&half).unwrap();
+    assert_eq!(admin.list().unwrap(), []);
+
+    // A version begun: the one before stays the key, and the next has another number.
+    let made = admin.create(&spec(Some("vm1"), 512)).unwrap();
+    let first = admin.fetch(&made.id).unwrap();
+    killed_at(&server, "create 6", &ours, &["rotate", made.id.name()]);
+    assert!(admin.fetch(&made.id).unwrap().expose() == first.expose());
+    assert_incomplete(&made.id.clone().with_version(2));
+    assert_eq!(admin.rotate(&made.id).unwrap().version, 3);
+
+    // Destroyed, as far as the first half: the second is not forgotten.
+    killed_at(&server, "destroy 3", &ours, &["destroy", "--yes", &format!("{}#1", made.id)]);
+    assert_incomplete(&made.id.clone().with_version(1));
+    assert_eq!(admin.fetch(&made.id).unwrap().expose().len(), 64);
+    admin.destroy(&made.id).unwrap();
+    assert_eq!(admin.list().unwrap(), []);
+    let identifiers = server.with_another_program("print(*client.locate())");
+    assert_eq!(identifiers, [], "something is left at the server");
 }

@@ -25,9 +25,10 @@ struct Version {
 }
 
 impl Version {
+    /// Whether every part of it is there, once.
     fn is_whole(&self) -> bool {
         let parts = self.objects.iter().filter_map(|object| object.record.as_ref()).map(|record| record.part);
-        parts.eq(1..=self.record.parts)
+        parts.eq(1..=self.record.parts) && !self.objects.iter().any(Found::is_destroyed)
     }
 
     fn is_destroyed(&self) -> bool {
@@ -39,6 +40,8 @@ impl Version {
         let states = || self.objects.iter().filter_map(|object| object.state);
         let state = if self.is_destroyed() {
             KeyState::Destroyed
+        } else if !self.is_whole() {
+            KeyState::Incomplete
         } else if !is_newest || states().any(|state| state == KeyState::Deactivated) {
             // The server is not told: there is no way back from there, and some then give the key to nobody.
             KeyState::Deactivated
@@ -63,9 +66,10 @@ impl Version {
 /// One of our keys.
 struct Key {
     group: String,
-    /// Oldest first: at least one.
+    /// Oldest first, whole or destroyed. None, if the first was never finished, or if nothing is left but remnants.
     versions: Vec<Version>,
-    /// What is left of versions that were not finished, or begun by two at once. Nobody has ever used them.
+    /// What is there of versions whose making or destruction was broken off, or that two began at once. They are found so
+    /// that they can be destroyed.
     remnants: Vec<Version>,
 }
 
@@ -84,7 +88,8 @@ impl Key {
         }
         let (versions, remnants): (Vec<_>, Vec<_>) =
             versions.into_values().partition(|version| version.is_whole() || version.is_destroyed());
-        (!versions.is_empty()).then(|| Self { group: group.to_owned(), versions, remnants })
+        let is_something = !versions.is_empty() || !remnants.is_empty();
+        is_something.then(|| Self { group: group.to_owned(), versions, remnants })
     }
 
     fn find(session: &mut Session, group: &str) -> Result<Self, Stop> {
@@ -94,21 +99,42 @@ impl Key {
         Self::of(group, ours.collect()).ok_or(Stop::Absent)
     }
 
-    /// The version that `id` means, and whether it is the newest.
+    /// The newest version; of remnants only if there is nothing else.
+    fn newest(&self) -> &Version {
+        self.versions.last().or(self.remnants.last()).expect("a key has a version, or what is left of one")
+    }
+
+    fn oldest(&self) -> &Version {
+        self.versions.first().or(self.remnants.first()).expect("a key has a version, or what is left of one")
+    }
+
+    /// The version that `id` means, and whether it is the newest. Remnants are versions here as well.
     fn version(&self, id: &KeyId) -> Option<(&Version, bool)> {
-        let newest = self.versions.last()?;
+        let newest = self.newest();
         match id.version() {
             None => Some((newest, true)),
             Some(number) => {
-                let version = self.versions.iter().find(|version| version.record.version == number)?;
+                let mut all = self.versions.iter().chain(&self.remnants);
+                let version = all.find(|version| version.record.version == number)?;
                 Some((version, number == newest.record.version))
             }
         }
     }
 
-    fn newest(&self) -> KeyMetadata {
-        let newest = self.versions.last().expect("a key has a version");
-        newest.metadata(&self.group, true)
+    /// The same, if its bytes can be there.
+    fn usable_version(&self, id: &KeyId) -> Result<&Version, Stop> {
+        match self.version(id) {
+            Some((version, _)) if version.is_whole() => Ok(version),
+            Some((version, _)) if !version.is_destroyed() => Err(incomplete()),
+            _ => Err(Stop::Absent),
+        }
+    }
+}
+
+fn incomplete() -> Stop {
+    Stop::Unfit {
+        problem: "only a part of it is there, because making or destroying it was broken off".to_owned(),
+        remedy: "destroy it: what is there is of no use".to_owned(),
     }
 }
 
@@ -117,8 +143,7 @@ pub(super) fn fetch(session: &mut Session, id: &KeyId) -> Result<Secret, Stop> {
         return fetch_object(session, id);
     }
     let key = Key::find(session, id.name())?;
-    let (version, _) = key.version(id).filter(|(version, _)| !version.is_destroyed()).ok_or(Stop::Absent)?;
-    match version.objects.as_slice() {
+    match key.usable_version(id)?.objects.as_slice() {
         [one] => get(session, &one.identifier),
         parts => {
             let parts: Vec<Secret> =
@@ -154,7 +179,7 @@ fn get(session: &mut Session, identifier: &str) -> Result<Secret, Stop> {
                     remedy: "see what the server's policy has for such keys".to_owned(),
                 },
                 Some(KeyState::Active) => Stop::Refused(reason),
-                Some(KeyState::Destroyed) | None => Stop::Absent,
+                Some(KeyState::Destroyed | KeyState::Incomplete) | None => Stop::Absent,
             })
         }
         result => result,
@@ -268,6 +293,7 @@ fn add(
     let key = Key::find(session, group);
     if let Ok(key) = &key
         && let Some((version, is_newest)) = key.version(&KeyId::new(group).with_version(record.version))
+        && version.is_whole()
     {
         return Ok(version.metadata(group, is_newest));
     }
@@ -334,10 +360,9 @@ pub(super) fn list(session: &mut Session) -> Result<Vec<KeyMetadata>, Stop> {
         }
     }
     for (group, objects) in groups {
-        // What was never finished is no key.
         let Some(key) = Key::of(&group, objects) else { continue };
-        let first = key.versions.first().expect("a key has a version");
-        listed.push((Some(first.record.made.0), key.newest()));
+        let metadata = key.newest().metadata(&key.group, true);
+        listed.push((Some(key.oldest().record.made.0), metadata));
     }
     listed.sort_by_key(|(created, _)| *created);
     Ok(listed.into_iter().map(|(_, metadata)| metadata).collect())
@@ -388,9 +413,12 @@ pub(super) fn rotate(session: &mut Session, id: &KeyId) -> Result<KeyMetadata, S
     }
     let key = Key::find(session, id.name())?;
     key.version(id).ok_or(Stop::Absent)?;
-    let newest = &key.versions.last().expect("a key has a version");
+    let newest = key.newest();
     if newest.is_destroyed() {
         return Err(Stop::Absent);
+    }
+    if !newest.is_whole() {
+        return Err(incomplete());
     }
     // The numbers of remnants are not given again: they may be somebody else's, who is about to finish.
     let numbers = key.versions.iter().chain(&key.remnants).map(|version| version.record.version);

@@ -1,4 +1,11 @@
-"""PyKMIP, as strict as other KMIP servers are: no AES keys of 512 bits, and no key before it is active or after."""
+"""PyKMIP, as strict as other KMIP servers are: no AES keys of 512 bits, and no key before it is active or after.
+
+A file that TRAP names may say "OPERATION N": the N-th such operation then waits, with a file "reached" beside it, until the
+first file is gone, and does nothing."""
+
+import collections
+import os
+import time
 
 from kmip.core import enums, exceptions
 from kmip.services.server import engine, server
@@ -26,7 +33,26 @@ def state(self, payload):
         raise exceptions.PermissionDenied("The key is not active.")
 
 
+counts = collections.Counter()
+
+
+def trap(operation):
+    def check(self, payload):
+        counts[operation] += 1
+        path = os.environ["TRAP"]
+        if not os.path.exists(path) or open(path).read() != f"{operation} {counts[operation]}":
+            return
+        open(os.path.join(os.path.dirname(path), "reached"), "w").close()
+        while os.path.exists(path):
+            time.sleep(0.01)
+        raise exceptions.KmipError(message="Whoever asked is gone.")
+
+    return check
+
+
+stricter("_process_create", trap("create"))
 stricter("_process_create", length)
 stricter("_process_register", length)
 stricter("_process_get", state)
+stricter("_process_destroy", trap("destroy"))
 server.main()
