@@ -19,6 +19,8 @@ pub enum Link {
     Configuration,
     /// The secrets, certificates and files that the profile names can be used.
     Credentials,
+    /// The library that the manager is reached by is there.
+    Library,
     /// The name of a server's host is known.
     NameResolution,
     /// The server takes a connection.
@@ -42,6 +44,8 @@ pub struct Step {
     pub link: Link,
     /// Whose, where a way leads over several managers: `keystore@prod`, say.
     pub of: String,
+    /// Whether it holds. One that does not may be passed over: there is another server.
+    pub holds: bool,
     /// What was found.
     pub found: String,
 }
@@ -76,8 +80,21 @@ impl Walk<'_> {
     ) -> Result<T, KeyError> {
         self.at = link;
         let (value, found) = check()?;
-        (self.tell)(Step { link, of: self.of.clone(), found });
+        (self.tell)(Step { link, of: self.of.clone(), holds: true, found });
         Ok(value)
+    }
+
+    /// Tells of a link that does not hold, and that there is a way around it.
+    #[cfg(feature = "kmip")]
+    pub(super) fn pass_over(&mut self, error: &KeyError) {
+        let found = format!("{}; the next server is asked", Told(error));
+        (self.tell)(Step { link: self.at, of: self.of.clone(), holds: false, found });
+    }
+
+    /// Says which link was at fault, where that is known only from what went wrong.
+    #[cfg(any(feature = "kmip", feature = "libvirt"))]
+    pub(super) fn blame(&mut self, link: Link) {
+        self.at = link;
     }
 
     /// Walks to another key first, on which this one depends.
@@ -105,6 +122,21 @@ pub fn diagnose(source: &KeySource, mut tell: impl FnMut(Step)) -> Result<(), Br
     }
 }
 
+/// An error with its causes, in one line.
+pub struct Told<'a>(pub &'a dyn std::error::Error);
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
 /// What is said of key bytes: never the bytes.
 pub(super) fn length(secret: &Secret) -> String {
     let bytes = secret.expose().len();
@@ -120,6 +152,7 @@ impl fmt::Display for Link {
             Self::Reference => "reference",
             Self::Configuration => "configuration",
             Self::Credentials => "credentials",
+            Self::Library => "library",
             Self::NameResolution => "name-resolution",
             Self::Connection => "connection",
             Self::Tls => "tls",

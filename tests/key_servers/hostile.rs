@@ -16,20 +16,20 @@ use sealblk::keys::{FixedKey, KeyError, KeyId, KeyKind, KeyManagers, KeySpec, Se
 
 use crate::pki::{Pki, Wish};
 
-type Stream = StreamOwned<ServerConnection, TcpStream>;
+pub type Stream = StreamOwned<ServerConnection, TcpStream>;
 
 /// What a server does with a connection over which it was asked for something.
-type Misdeed = Box<dyn FnOnce(&mut Stream) + Send>;
+pub type Misdeed = Box<dyn FnOnce(&mut Stream) + Send>;
 
 /// A server for one connection, known by `server.pem` of an authority.
-struct Hostile {
-    address: String,
+pub struct Hostile {
+    pub address: String,
     served: Option<JoinHandle<()>>,
 }
 
 impl Hostile {
     /// TLS as `config` has it; `misdeed` answers the first request.
-    fn start(config: ServerConfig, misdeed: Misdeed) -> Self {
+    pub fn start(config: ServerConfig, misdeed: Misdeed) -> Self {
         Self::start_bare(move |socket| {
             let mut stream = StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), socket);
             let mut header = [0; 8];
@@ -42,7 +42,7 @@ impl Hostile {
         })
     }
 
-    fn start_bare(serve: impl FnOnce(TcpStream) + Send + 'static) -> Self {
+    pub fn start_bare(serve: impl FnOnce(TcpStream) + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let served = std::thread::spawn(move || serve(listener.accept().unwrap().0));
@@ -65,7 +65,7 @@ fn identity(pki: &Pki, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyD
 }
 
 /// A server known by `NAME.pem` that takes the clients of `clients`, but for those that it has revoked.
-fn server(pki: &Pki, name: &str, clients: Option<&Pki>) -> ServerConfig {
+pub fn server(pki: &Pki, name: &str, clients: Option<&Pki>) -> ServerConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -89,7 +89,7 @@ fn server(pki: &Pki, name: &str, clients: Option<&Pki>) -> ServerConfig {
 }
 
 /// An authority with a server and a client.
-fn pki() -> Pki {
+pub fn pki() -> Pki {
     let pki = Pki::new();
     pki.issue("server", &Wish::server());
     pki.issue("client", &Wish::client());
@@ -97,7 +97,7 @@ fn pki() -> Pki {
 }
 
 /// The key configuration file of a client of `servers`; `more` goes into its table `tls`.
-fn client(pki: &Pki, servers: &[&str], more: &str) -> std::path::PathBuf {
+pub fn client(pki: &Pki, servers: &[&str], more: &str) -> std::path::PathBuf {
     let folder = pki.folder().display();
     let config = format!(
         "[kmip.default]\nservers = {servers:?}\ntimeout-seconds = 5\n\
@@ -107,7 +107,7 @@ fn client(pki: &Pki, servers: &[&str], more: &str) -> std::path::PathBuf {
     pki.path("keys.toml")
 }
 
-const IDENTITY: &str = "client-certificate = '@/client.pem'\nclient-key = '@/client.key'";
+pub const IDENTITY: &str = "client-certificate = '@/client.pem'\nclient-key = '@/client.key'";
 
 fn fetch(config: &Path) -> Result<Secret, KeyError> {
     let managers = KeyManagers::new(Some(config), FixedKey::Refuse).unwrap();
@@ -146,8 +146,12 @@ fn a_server_that_nobody_vouches_for_is_asked_nothing() {
         fetch(&client(&ours, &[&hostile.address], more)).unwrap_err()
     };
     refused(&run(server(&theirs, "server", None), IDENTITY), &["not from a CA that", "`ca`"]);
-    ours.issue("expired", &Wish { has_expired: true, ..Wish::server() });
-    refused(&run(server(&ours, "expired", None), IDENTITY), &["has expired", "clock"]);
+    ours.issue("expired", &Wish { years: 2020..2021, ..Wish::server() });
+    let expired = run(server(&ours, "expired", None), IDENTITY);
+    refused(&expired, &["has expired: it was valid until 2021-01-01", "the clock here says 20"]);
+    ours.issue("early", &Wish { years: 3000..3001, ..Wish::server() });
+    let early = run(server(&ours, "early", None), IDENTITY);
+    refused(&early, &["is not valid yet: it will be from 3000-01-01", "the clock here says 20"]);
     ours.issue("another", &Wish { names: vec!["kmip2.example".to_owned()], ..Wish::server() });
     refused(&run(server(&ours, "another", None), IDENTITY), &["for another name", "`server-name`"]);
     let misnamed = format!("{IDENTITY}\nserver-name = 'kmip3.example'");

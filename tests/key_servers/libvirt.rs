@@ -19,13 +19,13 @@ use crate::kmip::admin_of;
 const NOBODY: u32 = 65534;
 
 /// A daemon in a folder of its own. As root it would be the system's daemon, so it runs as nobody then.
-struct Libvirtd {
+pub struct Libvirtd {
     folder: TempDir,
     process: Child,
 }
 
 impl Libvirtd {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let is_root = rustix::process::geteuid().is_root();
         if is_root {
@@ -62,7 +62,7 @@ impl Libvirtd {
         daemon
     }
 
-    fn uri(&self) -> String {
+    pub fn uri(&self) -> String {
         uri_of(&self.folder.path().join("libvirt/libvirt-sock"))
     }
 
@@ -72,7 +72,7 @@ impl Libvirtd {
     }
 
     /// Defines a secret by what else there is to say of it; `value` is given to it, if any.
-    fn define(&self, uuid: &str, private: &str, more: &str, value: Option<&[u8]>) -> KeyId {
+    pub fn define(&self, uuid: &str, private: &str, more: &str, value: Option<&[u8]>) -> KeyId {
         let xml = format!("<secret ephemeral='yes' private='{private}'><uuid>{uuid}</uuid>{more}</secret>");
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), xml).unwrap();
@@ -89,11 +89,11 @@ impl Libvirtd {
     }
 
     /// A key configuration file in which it is the default.
-    fn config(&self, more: &str) -> PathBuf {
+    pub fn config(&self, more: &str) -> PathBuf {
         config(self.folder.path(), &self.uri(), more)
     }
 
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -105,11 +105,11 @@ impl Drop for Libvirtd {
     }
 }
 
-fn uri_of(socket: &Path) -> String {
+pub fn uri_of(socket: &Path) -> String {
     format!("secret:///session?socket={}", socket.display())
 }
 
-fn config(folder: &Path, uri: &str, more: &str) -> PathBuf {
+pub fn config(folder: &Path, uri: &str, more: &str) -> PathBuf {
     let path = folder.join("keys.toml");
     std::fs::write(&path, format!("[libvirt.default]\nuri = '{uri}'\n{more}\n")).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test ends where its expectations do")]
 
 mod barbican;
+mod doctor;
 mod hostile;
 mod http;
 mod kmip;

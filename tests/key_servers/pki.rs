@@ -22,27 +22,29 @@ fn serial_of(name: &str) -> SerialNumber {
     SerialNumber::from([&[1], name.as_bytes()].concat())
 }
 
+const ALWAYS: std::ops::Range<i32> = 2020..4000;
+
 /// What a certificate is to be.
 pub struct Wish {
-    pub purpose: ExtendedKeyUsagePurpose,
+    pub purpose: Option<ExtendedKeyUsagePurpose>,
     /// Names and addresses that it is for.
     pub names: Vec<String>,
-    /// Whether it was valid once.
-    pub has_expired: bool,
+    /// The years in which it is valid, but for the last.
+    pub years: std::ops::Range<i32>,
 }
 
 impl Wish {
     /// For a server on loopback.
     pub fn server() -> Self {
         Self {
-            purpose: ExtendedKeyUsagePurpose::ServerAuth,
+            purpose: Some(ExtendedKeyUsagePurpose::ServerAuth),
             names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
-            has_expired: false,
+            years: ALWAYS,
         }
     }
 
     pub fn client() -> Self {
-        Self { purpose: ExtendedKeyUsagePurpose::ClientAuth, names: Vec::new(), has_expired: false }
+        Self { purpose: Some(ExtendedKeyUsagePurpose::ClientAuth), names: Vec::new(), years: ALWAYS }
     }
 }
 
@@ -64,12 +66,10 @@ impl Pki {
         let mut params = CertificateParams::new(wish.names.clone()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![wish.purpose.clone()];
+        params.extended_key_usages = wish.purpose.iter().cloned().collect();
         params.use_authority_key_identifier_extension = true;
-        if wish.has_expired {
-            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
-        }
+        params.not_before = rcgen::date_time_ymd(wish.years.start, 1, 1);
+        params.not_after = rcgen::date_time_ymd(wish.years.end, 1, 1);
         params.serial_number = Some(serial_of(name));
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.ca).unwrap();

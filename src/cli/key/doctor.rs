@@ -8,7 +8,7 @@ use crate::cli::key_config::FixedKeyArgs;
 use crate::cli::output::{self, printable};
 use crate::cli::tool_error::ToolError;
 use crate::keys::KeyReference;
-use crate::keys::doctor::{self, Broken, Link, Step};
+use crate::keys::doctor::{self, Broken, Link, Step, Told};
 
 /// The options of `sealblk key doctor`.
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ struct Diagnosis {
     reference: String,
     /// Whether the key can be fetched.
     ok: bool,
-    /// What holds, in order.
+    /// What was looked at, in order. What does not hold was passed over: there is another server.
     links: Vec<Step>,
     /// What does not.
     broken: Option<BrokenLink>,
@@ -60,7 +60,7 @@ impl DoctorCommand {
         let broken = result.as_ref().err().map(|found| BrokenLink {
             link: found.link,
             of: found.of.clone(),
-            problem: one_line(&found.error),
+            problem: Told(&found.error).to_string(),
             exit_code: found.error.exit() as u8,
         });
         let diagnosis = Diagnosis { reference: self.key.clone(), ok: broken.is_none(), links, broken };
@@ -70,7 +70,7 @@ impl DoctorCommand {
 
     fn walk(&self, links: &mut Vec<Step>) -> Result<(), Box<Found>> {
         let whole = || self.key.split(['+', ':']).next().unwrap_or_default().to_owned();
-        let step = |link, found: &str| Step { link, of: whole(), found: found.to_owned() };
+        let step = |link, found: &str| Step { link, of: whole(), holds: true, found: found.to_owned() };
         let reference: KeyReference = self.key.parse().map_err(|problem| {
             let error = ToolError::Reference { option: "the key's name", problem };
             Box::new(Found { link: Link::Reference, of: whole(), error })
@@ -92,22 +92,12 @@ fn table(diagnosis: &Diagnosis) -> String {
         let (link, of) = (link.to_string(), printable(of));
         format!("{verdict:<6} {link:<15} {of}: {}", printable(text))
     };
+    let verdict = |step: &Step| if step.holds { "ok" } else { "down" };
     let mut lines: Vec<String> =
-        diagnosis.links.iter().map(|step| line("ok", step.link, &step.of, &step.found)).collect();
+        diagnosis.links.iter().map(|step| line(verdict(step), step.link, &step.of, &step.found)).collect();
     match &diagnosis.broken {
         Some(broken) => lines.push(line("BROKEN", broken.link, &broken.of, &broken.problem)),
         None => lines.push("The key can be fetched.".to_owned()),
     }
     lines.join("\n")
-}
-
-/// An error with its causes.
-fn one_line(error: &ToolError) -> String {
-    let mut line = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line
 }

@@ -52,7 +52,7 @@ impl ServiceUrl {
             (true, tls) => tls,
             (false, _) => None,
         };
-        endpoint.walk(tls, Deadline::after(time_limit), manager, walk)
+        endpoint.walk(tls, Deadline::after(time_limit), manager, walk).map(drop)
     }
 
     /// Whether it begins with `https`.

@@ -13,12 +13,14 @@ mod operations;
 mod session;
 mod tag;
 mod ttlv;
+mod walk;
 
 use std::time::Duration;
 
 use serde::Deserialize;
 pub use session::read_any_answer;
 
+use super::doctor::Walk;
 use super::reference::ManagerName;
 use super::registry::Opening;
 use super::remote::{Deadline, Endpoint, Failure, TlsClient, TlsProfile};
@@ -194,6 +196,10 @@ impl KmipManager {
 impl KeyManager for KmipManager {
     fn fetch(&self, id: &KeyId) -> Result<Secret, KeyError> {
         self.with(Some(id), Effect::None, |session| operations::fetch(session, id))
+    }
+
+    fn diagnose(&self, id: &KeyId, walk: &mut Walk<'_>) -> Result<Secret, KeyError> {
+        self.walk(id, walk)
     }
 }
 

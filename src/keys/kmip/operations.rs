@@ -391,6 +391,16 @@ pub(super) fn metadata(session: &mut Session, id: &KeyId) -> Result<KeyMetadata,
     object_of_others(session, id).map(|found| metadata_of_object(&found))
 }
 
+/// The same, of a key whose bytes can be there.
+pub(super) fn usable(session: &mut Session, id: &KeyId) -> Result<KeyMetadata, Stop> {
+    let metadata = metadata(session, id)?;
+    match metadata.state {
+        KeyState::Destroyed => Err(Stop::Absent),
+        KeyState::Incomplete => Err(incomplete()),
+        _ => Ok(metadata),
+    }
+}
+
 fn object_of_others(session: &mut Session, id: &KeyId) -> Result<Found, Stop> {
     if id.name().is_empty() || id.version().is_some_and(|version| version != 1) {
         return Err(Stop::Absent);

@@ -17,6 +17,9 @@ const _: () = assert!(BUFFER_BYTES > SECRET_BYTES_MAX + 4096);
 /// The version that is spoken: what is used of it is the same up to 1.4, and any server of the last ten years knows it.
 const VERSION: (u32, u32) = (1, 2);
 
+/// Versions of the protocol that are told of.
+const VERSIONS_MAX: usize = 8;
+
 /// What is asked of a server (KMIP 1.2, section 9.1.3.2.27).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
@@ -28,6 +31,7 @@ pub(super) enum Operation {
     Activate = 0x12,
     Revoke = 0x13,
     Destroy = 0x14,
+    DiscoverVersions = 0x1e,
 }
 
 /// Why an operation did not come to its end.
@@ -148,9 +152,31 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn open(endpoint: &Endpoint, client: &TlsClient, deadline: Deadline) -> Result<Self, Stop> {
+        Self::over(Connection::open(endpoint, client, deadline).map_err(Stop::Failed)?, endpoint)
+    }
+
+    /// The same over a connection to `endpoint` that there is already.
+    pub(super) fn over(connection: Connection, endpoint: &Endpoint) -> Result<Self, Stop> {
         let buffer = Locked::new_with(|_: &mut Buffer| Ok(())).map_err(SecretError::Lock)?;
-        let connection = Connection::open(endpoint, client, deadline).map_err(Stop::Failed)?;
         Ok(Self { connection, endpoint: endpoint.clone(), buffer })
+    }
+
+    /// The versions of the protocol that the server speaks, as far as it tells whoever it lets in.
+    pub(super) fn versions(&mut self) -> Result<Vec<String>, Stop> {
+        let read = |payload: Item<'_>| {
+            let number = |item: Item<'_>, tag| item.find(tag).and_then(Item::number);
+            let version = |item: Item<'_>| {
+                let major = number(item, tag::PROTOCOL_VERSION_MAJOR)?;
+                Some(format!("{major}.{}", number(item, tag::PROTOCOL_VERSION_MINOR)?))
+            };
+            let versions = payload.items().filter(|item| item.tag() == tag::PROTOCOL_VERSION);
+            Ok(versions.filter_map(version).take(VERSIONS_MAX).collect())
+        };
+        match self.ask(Operation::DiscoverVersions, |_| {}, read) {
+            // Whoever does not know the question has let us in.
+            Err(Stop::Refused(reason)) if reason.is_inability() => Ok(Vec::new()),
+            result => result,
+        }
     }
 
     /// Asks for `operation` with what `write` puts into the request, and gives the payload of the answer to `read`.

@@ -10,6 +10,9 @@ use zeroize::Zeroize;
 
 use super::super::{Secret, SecretError};
 
+/// What the dynamic loader knows it as.
+pub(super) const LIBRARY: &str = "libvirt.so.0";
+
 /// `VIR_UUID_STRING_BUFLEN`.
 const UUID_TEXT_BYTES: usize = 37;
 
@@ -67,7 +70,7 @@ fn load() -> Result<Functions, libloading::Error> {
     // SAFETY: libvirt's initializers may run at any time, in any program. The types of the functions are those of its
     // headers; each lives in this value, beside the library. A handler may be set at any time, and ours does nothing.
     unsafe {
-        let library = Library::new("libvirt.so.0")?;
+        let library = Library::new(LIBRARY)?;
         let set_handler: unsafe extern "C" fn(*mut c_void, unsafe extern "C" fn(*mut c_void, *mut c_void)) =
             *library.get(b"virSetErrorFunc\0")?;
         set_handler(ptr::null_mut(), quiet);
@@ -99,6 +102,11 @@ impl Functions {
         let message = message.to_string_lossy().replace(char::is_control, " ");
         VirError::Said { code, message: message.chars().take(300).collect() }
     }
+}
+
+/// Loads the library, if that was not done before.
+pub(super) fn load_library() -> Result<(), VirError> {
+    functions().map(drop)
 }
 
 /// Text for libvirt. A zero byte is in no name that it knows.

@@ -8,6 +8,7 @@
 
 mod description;
 mod library;
+mod walk;
 
 use std::num::NonZeroU16;
 use std::sync::mpsc;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 use self::description::Description;
 use self::library::{Connection, VirError, VirSecret};
+use super::doctor::Walk;
 use super::reference::ManagerName;
 use super::registry::Opening;
 use super::scheme::Scheme;
@@ -78,6 +80,8 @@ pub struct LibvirtManager {
 /// Why an operation did not come to its end.
 enum Stop {
     Vir(VirError),
+    /// The secret is defined, and that is all.
+    NoValue,
     Error(KeyError),
 }
 
@@ -112,6 +116,13 @@ impl LibvirtManager {
         id: Option<&KeyId>,
         work: impl FnOnce(&Connection) -> Result<T, Stop> + Send + 'static,
     ) -> Result<T, KeyError> {
+        self.attempt(work).map_err(|stop| self.failed(stop, id))
+    }
+
+    fn attempt<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Stop> + Send + 'static,
+    ) -> Result<T, Stop> {
         let (sender, receiver) = mpsc::sync_channel(1);
         let uri = self.profile.uri.clone();
         let run = move || {
@@ -125,10 +136,8 @@ impl LibvirtManager {
             .spawn(run)
             .map_err(|error| unreachable(format!("a thread cannot be started: {error}")))?;
         let patience = Duration::from_secs(self.profile.timeout_seconds.get().into());
-        let result = receiver
-            .recv_timeout(patience)
-            .map_err(|_| unreachable(format!("the daemon at {} took too long", self.profile.uri)))?;
-        result.map_err(|stop| self.failed(stop, id))
+        let late = |_| unreachable(format!("the daemon at {} took too long", self.profile.uri));
+        receiver.recv_timeout(patience).map_err(late)?
     }
 
     fn failed(&self, stop: Stop, id: Option<&KeyId>) -> KeyError {
@@ -138,6 +147,12 @@ impl LibvirtManager {
         };
         let error = match stop {
             Stop::Error(error) => return error,
+            Stop::NoValue => {
+                return KeyError::not_found(
+                    subject(),
+                    "libvirt has the secret and no value for it: give it one with `virsh secret-set-value`",
+                );
+            }
             Stop::Vir(error) => error,
         };
         match error {
@@ -147,10 +162,9 @@ impl LibvirtManager {
                 "install libvirt's client library (Debian: libvirt0)",
             ),
             VirError::Secret(error) => KeyError::of_secret(subject(), error),
-            VirError::Said { code: NO_SECRET, .. } => KeyError::not_found(
-                subject(),
-                "libvirt has no such secret, or none with a value; see `virsh secret-list`",
-            ),
+            VirError::Said { code: NO_SECRET, .. } => {
+                KeyError::not_found(subject(), "libvirt has no such secret; see `virsh secret-list`")
+            }
             VirError::Said { code: INVALID_SECRET, message } => KeyError::not_allowed(
                 subject(),
                 format!("libvirt gives it to nobody ({message})"),
@@ -206,7 +220,14 @@ fn described(secret: &VirSecret<'_>) -> Result<KeyMetadata, VirError> {
 impl KeyManager for LibvirtManager {
     fn fetch(&self, id: &KeyId) -> Result<Secret, KeyError> {
         let wanted = id.clone();
-        self.with(Some(id), move |connection| Ok(find(connection, &wanted)?.value()?))
+        self.with(Some(id), move |connection| match find(connection, &wanted)?.value() {
+            Err(VirError::Said { code: NO_SECRET, .. }) => Err(Stop::NoValue),
+            value => Ok(value?),
+        })
+    }
+
+    fn diagnose(&self, id: &KeyId, walk: &mut Walk<'_>) -> Result<Secret, KeyError> {
+        self.walk(id, walk)
     }
 }
 

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
-#[cfg(feature = "http")]
 use super::super::doctor::{Link, Walk};
-#[cfg(feature = "http")]
 use super::super::{KeyError, ManagerName};
 use super::{Failure, TlsClient};
 
@@ -122,9 +120,9 @@ impl Endpoint {
     }
 }
 
-#[cfg(feature = "http")]
 impl Endpoint {
-    /// Goes where [`Connection::open`] goes, without TLS if there is no `client`, and tells of every step.
+    /// Goes where [`Connection::open`] goes, without TLS if there is no `client`, and tells of every step. Gives the
+    /// connection, if it is one of TLS.
     ///
     /// # Errors
     /// See [`KeyError`], about `manager`.
@@ -134,7 +132,7 @@ impl Endpoint {
         deadline: Deadline,
         manager: &ManagerName,
         walk: &mut Walk<'_>,
-    ) -> Result<(), KeyError> {
+    ) -> Result<Option<Connection>, KeyError> {
         walk.link(Link::NameResolution, || {
             let doing = format!("looking up the name of {self}");
             let found = self
@@ -143,17 +141,18 @@ impl Endpoint {
             let found: Vec<_> = found.iter().map(|address| address.ip().to_string()).collect();
             Ok(((), format!("{} is {}", self.host, found.join(", "))))
         })?;
-        walk.link(Link::Connection, || {
+        let socket = walk.link(Link::Connection, || {
             let socket = self.connect(deadline).map_err(|failure| failure.about(manager.clone()))?;
             let peer = socket.peer_addr().map_or_else(|_| self.to_string(), |peer| peer.to_string());
-            Ok(((), format!("{peer} takes connections")))
+            Ok((socket, format!("{peer} takes connections")))
         })?;
-        let Some(client) = client else { return Ok(()) };
+        let Some(client) = client else { return Ok(None) };
         walk.link(Link::Tls, || {
-            let connection =
-                Connection::open(self, client, deadline).map_err(|failure| failure.about(manager.clone()))?;
+            let connection = Connection::over(socket, self, client, deadline)
+                .map_err(|failure| failure.about(manager.clone()))?;
             let version = connection.0.conn.protocol_version();
-            Ok(((), version.and_then(|version| version.as_str()).unwrap_or("a version of TLS").to_owned()))
+            let version = version.and_then(|version| version.as_str()).unwrap_or("a version of TLS");
+            Ok((Some(connection), version.to_owned()))
         })
     }
 }
@@ -174,7 +173,15 @@ impl Connection {
     /// # Errors
     /// See [`Failure`].
     pub fn open(endpoint: &Endpoint, client: &TlsClient, deadline: Deadline) -> Result<Self, Failure> {
-        let socket = endpoint.connect(deadline)?;
+        Self::over(endpoint.connect(deadline)?, endpoint, client, deadline)
+    }
+
+    fn over(
+        socket: TcpStream,
+        endpoint: &Endpoint,
+        client: &TlsClient,
+        deadline: Deadline,
+    ) -> Result<Self, Failure> {
         let doing = format!("the TLS handshake with {endpoint}");
         let failed = |error| Failure::of_io(&doing, error);
         socket.set_nodelay(true).map_err(failed)?;

@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind};
 
+use jiff::Timestamp;
+use rustls::pki_types::UnixTime;
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
 
 use super::super::{KeyError, Subject};
@@ -72,16 +74,16 @@ fn refusal(doing: &str, error: &TlsError) -> Option<Failure> {
     use AlertDescription as Alert;
     use CertificateError as Certificate;
     let (problem, remedy) = match error {
+        TlsError::InvalidCertificate(
+            error @ (Certificate::Expired
+            | Certificate::ExpiredContext { .. }
+            | Certificate::NotValidYet
+            | Certificate::NotValidYetContext { .. }),
+        ) => return Some(untimely(doing, error)),
         TlsError::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature) => (
             "the server's certificate is not from a CA that its profile trusts",
             "if that is the right server, name its CA as `ca`",
         ),
-        TlsError::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => {
-            ("the server's certificate has expired", "renew it, or set this machine's clock")
-        }
-        TlsError::InvalidCertificate(Certificate::NotValidYet | Certificate::NotValidYetContext { .. }) => {
-            ("the server's certificate is not valid yet", "set this machine's clock")
-        }
         TlsError::InvalidCertificate(
             Certificate::NotValidForName | Certificate::NotValidForNameContext { .. },
         ) => (
@@ -124,4 +126,28 @@ fn refusal(doing: &str, error: &TlsError) -> Option<Failure> {
         _ => return None,
     };
     Some(Failure::refused(format!("{doing} failed: {problem}"), remedy))
+}
+
+/// A certificate whose time has passed or not come. Which of two clocks is wrong, or whether that is so, has to be seen from
+/// what they say.
+fn untimely(doing: &str, error: &CertificateError) -> Failure {
+    let text = |time: UnixTime| {
+        let time =
+            i64::try_from(time.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+        time.map_or_else(|| "another age".to_owned(), |time| time.to_string())
+    };
+    let (what, now) = match error {
+        CertificateError::ExpiredContext { time, not_after } => {
+            (format!("has expired: it was valid until {}", text(*not_after)), *time)
+        }
+        CertificateError::NotValidYetContext { time, not_before } => {
+            (format!("is not valid yet: it will be from {}", text(*not_before)), *time)
+        }
+        CertificateError::NotValidYet => ("is not valid yet".to_owned(), UnixTime::now()),
+        _ => ("has expired".to_owned(), UnixTime::now()),
+    };
+    Failure::refused(
+        format!("{doing} failed: the server's certificate {what}, and the clock here says {}", text(now)),
+        "renew the certificate, or set the clock that is wrong",
+    )
 }

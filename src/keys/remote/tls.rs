@@ -66,6 +66,19 @@ impl TlsProfile {
         })
     }
 
+    /// What is used, for people.
+    #[cfg(feature = "kmip")]
+    pub(in crate::keys) fn described(&self) -> String {
+        let who = match &self.client_certificate {
+            Some(path) => format!("we are who {} says", path.as_path().display()),
+            None => "we show no certificate".to_owned(),
+        };
+        let ca = self.ca.as_ref().map(|path| format!("the CA in {}", path.as_path().display()));
+        let system = self.system_roots.then(|| "those whom this system trusts".to_owned());
+        let vouching: Vec<String> = ca.into_iter().chain(system).collect();
+        format!("{who}; servers are vouched for by {}", vouching.join(" and "))
+    }
+
     /// Reads the files. `manager` is for the errors.
     ///
     /// # Errors
