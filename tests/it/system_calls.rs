@@ -103,7 +103,7 @@ fn calls_of_reads(engine: &str, depth: usize, rounds: usize) -> Option<Calls> {
         ring.kick();
         ring.collect_by_polling(depth);
     };
-    let calls = calls_during(threads(&backend)["queue-0"], || (0..rounds).for_each(|_| read()), &read);
+    let calls = calls_during(threads(&backend)["queue-0"], || (0..rounds).for_each(|_| read()), read);
     backend.terminate();
     Some(calls)
 }
