@@ -23,8 +23,8 @@ fn memory_is_bounded_with_all_queues_busy() {
     }
     load.finish(&frontend.rings);
     backend.assert_memory_is_bounded();
-    let used = backend.peak_memory_bytes().expect("it runs") - frontend.ram.len_bytes();
-    assert!(used > 16 << 20, "that it was measured at all: {used}");
+    let peak = backend.peak_memory_bytes().expect("it runs");
+    assert!(peak > 8 << 20, "{peak} bytes for a program with {QUEUES} busy queues");
     drop(frontend);
     backend.terminate();
 }
@@ -35,7 +35,7 @@ fn memory_does_not_grow_with_the_size_of_requests() {
     let mut backend = Serve::encrypted().payload_bytes(16 << 20).start();
     let setup = Setup { queue_size: 128, data_bytes: 40 << 20, ..Setup::default() };
     let frontend = Frontend::with(backend.socket(), setup);
-    let reads: Vec<Request> = (0..8).map(|i| Request::read(i * 8192, 4 << 20)).collect();
+    let reads: Vec<Request> = (0..8).map(|i| Request::read(i % 4 * 8192, 4 << 20)).collect();
     for answer in frontend.run_all(0, &reads) {
         assert_eq!(answer.ok().len(), 4 << 20);
     }

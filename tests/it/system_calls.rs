@@ -89,7 +89,8 @@ fn calls_of_reads(engine: &str, depth: usize, rounds: usize) -> Option<Calls> {
         eprintln!("not root: nothing was traced");
         return None;
     }
-    let mut backend = Serve::encrypted().args(&["--engine", engine]).start();
+    // Storage that answers at once: how often it keeps one waiting is not ours to say.
+    let mut backend = Serve::encrypted().args(&["--engine", engine, "--direct", "off"]).start();
     let setup = Setup { queue_size: 128, refuse: 0, ..Setup::default() };
     let frontend = Frontend::with(backend.socket(), setup);
     frontend.assert_serves(0, 0, 1);
@@ -131,7 +132,7 @@ fn a_request_alone_takes_few_calls() {
 fn requests_in_company_take_less_than_a_call_each() {
     let Some(calls) = calls_of_reads("uring", 32, 100) else { return };
     let share = per_hundred(&calls, &[ENTER, WRITE], 3200);
-    assert!((3..50).contains(&share), "{share} for a hundred requests: {calls:?}");
+    assert!((3..100).contains(&share), "{share} for a hundred requests: {calls:?}");
 }
 
 /// Whether a thread sleeps in a call that only something from outside ends, as `/proc` tells of it: the call's number

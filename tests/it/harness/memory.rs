@@ -117,11 +117,6 @@ impl GuestRam {
         self.regions.borrow().iter().map(Region::info).collect()
     }
 
-    /// How much there is.
-    pub fn len_bytes(&self) -> u64 {
-        self.regions.borrow().iter().map(|region| region.len).sum()
-    }
-
     /// The region that holds `address`.
     pub fn region(&self, address: u64) -> Region {
         self.regions.borrow().iter().find(|r| r.range().contains(&address)).expect("address in RAM").clone()
