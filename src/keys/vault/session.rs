@@ -75,6 +75,7 @@ impl Session {
     /// Looks through the profile. Connects to nothing yet.
     pub(super) fn new(vault: &Vault) -> Result<Self, KeyError> {
         let profile = &vault.profile;
+        vault.credentials()?;
         profile.address.check_clear(&vault.name, profile.plain_http)?;
         let tls = match &profile.tls {
             Some(tls) => Some(tls.client(&vault.name)?),
@@ -174,10 +175,13 @@ impl Session {
     }
 
     fn by_role(&self, vault: &Vault) -> Result<Token, KeyError> {
-        vault.credentials()?;
         let secret_id = vault.secret_id.as_ref().map(KeySource::fetch).transpose()?;
         let secret_id = secret_id.as_ref().map(|secret| vault.text_of(secret)).transpose()?;
-        let role_id = vault.profile.role_id.as_deref().expect("there is a role: it was looked for");
+        let role_id = vault
+            .profile
+            .role_id
+            .as_deref()
+            .expect("who has no token has a role: the session was opened with one of them");
         let body = json(&Login { role_id, secret_id });
         let path = format!("auth/{}/login", vault.profile.approle_mount);
         let call = Call { method: Method::Post, path: &path, body: Some(&body) };

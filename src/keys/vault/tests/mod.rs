@@ -257,7 +257,8 @@ fn a_token_that_ended_is_replaced_once() {
         let is_list = request.line.starts_with("LIST");
         (is_list && lists.fetch_add(1, Ordering::Relaxed) == 1).then(|| Reply::status(403))
     });
-    let admin = Host::new(&stub.url, "").admin();
+    let host = Host::new(&stub.url, "");
+    let admin = host.admin();
     assert!(admin.list().unwrap().is_empty() && admin.list().unwrap().is_empty());
     assert_eq!(stub.count("POST /v1/auth/approle/login"), 2);
 
@@ -266,7 +267,8 @@ fn a_token_that_ended_is_replaced_once() {
         let auth = json!({"auth": {"client_token": TOKEN, "lease_duration": 1}});
         request.line.ends_with("/login").then(|| Reply::json(200, auth.to_string()))
     });
-    let admin = Host::new(&stub.url, "").admin();
+    let host = Host::new(&stub.url, "");
+    let admin = host.admin();
     assert!(admin.list().unwrap().is_empty() && admin.list().unwrap().is_empty());
     assert_eq!(stub.count("POST /v1/auth/approle/login"), 2);
 }
@@ -338,7 +340,8 @@ fn answers_that_are_none_are_refused() {
 #[test]
 fn a_key_that_cannot_be_written_leaves_nothing_behind() {
     let stub = but(|request| request.line.starts_with("POST /v1/secret/data/").then(|| Reply::status(403)));
-    let admin = Host::new(&stub.url, "").admin();
+    let host = Host::new(&stub.url, "");
+    let admin = host.admin();
     let error = admin.create(&spec(KeyKind::Symmetric, 256)).unwrap_err();
     assert!(matches!(error, KeyError::NotAllowed { .. }), "{error}");
     assert_eq!(stub.count("DELETE /v1/secret/metadata/sealblk/"), 1);
@@ -371,7 +374,8 @@ fn a_version_that_was_deleted_is_not_there() {
                            "custom_metadata": null});
         (request.line == "GET /v1/secret/metadata/vm1").then(|| data(notes))
     });
-    let admin = Host::new(&stub.url, "").admin();
+    let host = Host::new(&stub.url, "");
+    let admin = host.admin();
     let state = |version| admin.metadata(&KeyId::new("vm1").with_version(version)).unwrap().state;
     assert_eq!([1, 2, 3].map(state), [KeyState::Destroyed, KeyState::Deactivated, KeyState::Destroyed]);
     assert!(matches!(admin.rotate(&KeyId::new("vm1")), Err(KeyError::NotFound { .. })));
