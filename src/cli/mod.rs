@@ -19,7 +19,7 @@ mod suspend;
 mod tool_error;
 mod volume;
 
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing {
     //! What the fuzzer gets at.
 

@@ -337,7 +337,7 @@ impl ServeOptions {
     }
 
     /// Reads the text of a configuration file and settles what needs nothing from outside the process.
-    #[cfg(fuzzing)]
+    #[cfg(any(fuzzing, test))]
     pub(super) fn understand(text: &str) -> Result<(), String> {
         let options: Self = toml::from_str(text).map_err(|error| error.message().to_owned())?;
         let settled = options.format_config().and_then(|_| options.device_config());

@@ -15,6 +15,7 @@ use crate::format::PayloadExtent;
 use crate::geometry::{Geometry, SectorSize};
 use crate::io::blocking::Blocking;
 use crate::io::{PoolShape, SlotPool};
+use crate::worker::rate_limits::Limits;
 use crate::worker::{self, Disk, QueueThread, Volume};
 
 const CAPACITY_BYTES: u64 = 1 << 20;
@@ -50,6 +51,7 @@ impl Bench {
             cache: CacheMode::Writeback,
             discard: DiscardPolicy::Pass,
             read_only: false,
+            limits: Limits::default(),
         };
         let sector_size = SectorSize::BYTES_512;
         let geometry = Geometry { sector_size, payload_offset_bytes: 0, capacity_bytes: CAPACITY_BYTES };
