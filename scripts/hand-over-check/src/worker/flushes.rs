@@ -16,7 +16,10 @@ struct Storage {
 impl Storage {
     fn sync(&self) -> Result<(), ()> {
         thread::yield_now();
-        if self.lost.swap(false, SeqCst) { Err(()) } else { Ok(()) }
+        let lost = self.lost.swap(false, SeqCst);
+        // Whoever is told of it does not come to tell others at once.
+        thread::yield_now();
+        if lost { Err(()) } else { Ok(()) }
     }
 }
 
