@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::Vault;
+use super::record::encoded;
 use crate::keys::http::{Answer, HttpClient, HttpError, Method, Request, line_of, parse_json};
 use crate::keys::remote::{TlsClient, TlsProfile};
 use crate::keys::{KeyError, KeySource, Secret, Subject};
@@ -183,7 +184,7 @@ impl Session {
             .as_deref()
             .expect("who has no token has a role: the session was opened with one of them");
         let body = json(&Login { role_id, secret_id });
-        let path = format!("auth/{}/login", vault.profile.approle_mount);
+        let path = format!("auth/{}/login", encoded(&vault.profile.approle_mount));
         let call = Call { method: Method::Post, path: &path, body: Some(&body) };
         let asked_at = Instant::now();
         let answer = self.send(vault, &vault.all(), &call, None)?;
@@ -254,13 +255,14 @@ impl Vault {
         }
     }
 
-    /// A secret as text, without the line end of an editor.
+    /// A token or a secret ID: one word, without the line end of an editor.
     fn text_of<'s>(&self, secret: &'s Secret) -> Result<&'s str, KeyError> {
-        line_of(secret).ok_or_else(|| {
+        let word = line_of(secret).filter(|line| line.bytes().all(|byte| byte.is_ascii_graphic()));
+        word.ok_or_else(|| {
             KeyError::not_allowed(
                 self.all(),
-                "what we are let in by is no text",
-                "name the right file in its profile",
+                "what we are let in by is not one word",
+                "put the token or the secret ID alone where its profile says that it is",
             )
         })
     }

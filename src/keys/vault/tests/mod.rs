@@ -244,6 +244,12 @@ fn a_token_that_is_given_is_used_and_renewed() {
         let all = stub.received();
         assert!(all.iter().all(|request| request.header("x-vault-token") == Some(GIVEN_TOKEN)));
     }
+    let stub = vault();
+    let host = Host::let_in_by(&stub.url, "token = 'file:@/token'\n");
+    host.write("token", &format!("{GIVEN_TOKEN}\n\n"));
+    let error = failure(&host, "vault:vm1");
+    assert!(error.to_string().contains("not one word"), "{error}");
+    assert_eq!(stub.received().len(), 0);
     let stub = but(|request| request.line.ends_with("/renew-self").then(|| Reply::status(400)));
     let host = Host::let_in_by(&stub.url, "token = 'file:@/token'\nrenew-token = true\n");
     let error = failure(&host, "vault:vm1");
