@@ -1,5 +1,7 @@
 //! From a configuration to a disk that is ready to serve: volume, key, format, in this order.
 
+use std::path::{Path, PathBuf};
+
 use tracing::{debug, info, warn};
 
 use super::config::{Endpoint, KeyConfig, ServeConfig};
@@ -79,7 +81,7 @@ fn unlock(config: &KeyConfig, volume: &OpenedVolume) -> Result<Unlocked, ServeEr
     let unlocked = config.format.volume_format().unlock(&volume.file, volume.size_bytes, secret)?;
     // A disk that is there for its guest is worth more than a note about it.
     if let Some(source) = source
-        && let Err(error) = source.note_use(&config.volume.to_string_lossy())
+        && let Err(error) = source.note_use(&absolute(&config.volume).to_string_lossy())
     {
         warn!(
             error = &error as &dyn std::error::Error,
@@ -87,6 +89,11 @@ fn unlock(config: &KeyConfig, volume: &OpenedVolume) -> Result<Unlocked, ServeEr
         );
     }
     Ok(unlocked)
+}
+
+/// A path that means the same to whoever reads it later.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Checks that the volume can be served so.

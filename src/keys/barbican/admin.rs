@@ -361,7 +361,8 @@ impl KeyAdmin for Barbican {
                 "a secret is deleted by whoever made it, or by an administrator of the project",
             )),
             404 => Err(self.absent(id)),
-            409 => Err(KeyError::not_allowed(
+            // So far 400; a conflict is what it is.
+            400 | 409 => Err(KeyError::not_allowed(
                 subject(),
                 "something began to use it just now",
                 "look at it again with `sealblk key show`",
