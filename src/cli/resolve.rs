@@ -15,10 +15,9 @@ use crate::inherited::{self, TakeError};
 use crate::keys::{FixedKey, KeyConfigError, KeyManagers, KeyReference, KeySource, ReferenceError};
 use crate::sandbox::{Identity, IdentityError, Mode};
 use crate::server::config::{
-    Confinement, DeviceConfig, Endpoint, KeyConfig, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN,
-    SERIAL_BYTES, ServeConfig, VolumeConfig,
+    Confinement, DeviceConfig, Endpoint, KeyConfig, Limits, NUM_QUEUES_MAX, QUEUE_SIZE_MAX, QUEUE_SIZE_MIN,
+    Rate, SERIAL_BYTES, ServeConfig, VolumeConfig,
 };
-use crate::worker::rate_limits::{Limits, Rate};
 
 /// Less than the 90 s that systemd gives a service to start.
 const DEFAULT_KEY_TIMEOUT: Duration = Duration::from_secs(60);

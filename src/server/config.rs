@@ -13,7 +13,8 @@ use crate::geometry::SectorSize;
 use crate::io::uring;
 use crate::keys::KeySource;
 use crate::sandbox::{Identity, Mode};
-use crate::worker::rate_limits::Limits;
+
+pub use crate::worker::rate_limits::{Limits, Rate};
 
 /// Most queues that a disk may have: one thread serves each.
 pub const NUM_QUEUES_MAX: u16 = 64;
