@@ -151,7 +151,7 @@ fn limits_text(limits: &Limits) -> String {
     let requests = limits.requests.map(|requests| rate(requests, |count| format!("{count} requests")));
     let bytes = limits.bytes.map(|bytes| rate(bytes, output::bytes));
     let both: Vec<String> = requests.into_iter().chain(bytes).collect();
-    if both.is_empty() { "none".to_owned() } else { both.join("; ") }
+    if both.is_empty() { "no limits".to_owned() } else { both.join("; ") }
 }
 
 fn status_text(status: &Status) -> String {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::sockets::{Running, wait_for};
 use super::*;
 
-const COMMANDS: [&str; 7] = ["status", "drain", "resume", "resize", "flush", "retry", "shutdown"];
+const COMMANDS: [&str; 8] = ["status", "drain", "resume", "resize", "flush", "retry", "limit", "shutdown"];
 
 impl Bench {
     /// Serves the volume, with the control socket `c`.
@@ -103,7 +103,7 @@ fn status_is_a_summary_for_people_and_an_object_for_programs() {
     let short = bench.run("status c --json").stdout;
     assert_eq!(serde_json::from_str::<Value>(&short).unwrap(), status);
     let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    let expected = ["drained", "pid", "queues", "sealblk", "suspended", "vmm_connected", "volume"];
+    let expected = ["drained", "limits", "pid", "queues", "sealblk", "suspended", "vmm_connected", "volume"];
     assert_eq!(members(&status), expected);
     assert_eq!((&status["pid"], &status["vmm_connected"]), (&server.id().into(), &false.into()));
     assert_eq!(
@@ -124,6 +124,24 @@ fn status_is_a_summary_for_people_and_an_object_for_programs() {
     bench.control("drain");
     assert!(bench.control("status").contains("drained      no queue runs until `resume`\n"));
     assert_eq!(bench.control_json("status")["drained"], true);
+}
+
+#[test]
+fn limits_are_given_changed_and_lifted() {
+    let bench = Bench::new();
+    let server = bench.controlled("--limit-iops 500 --limit-bytes 1M --limit-bytes-burst 8M");
+    let shown = "500 requests a second, 50 requests at once; \
+                 1 MiB (1048576 bytes) a second, 8 MiB (8388608 bytes) at once\n";
+    assert!(bench.control("status").contains(&format!("limits       {shown}")));
+    assert_eq!(bench.control("limit --iops 7 --iops-burst 9"), "7 requests a second, 9 requests at once\n");
+    let limits = json!({"requests": {"per_second": 7, "burst": 9}, "bytes": null});
+    assert_eq!(bench.control_json("status")["limits"], limits);
+    assert_eq!(bench.control_json("limit --iops 7 --iops-burst 9"), limits);
+    assert_eq!(bench.control("limit"), "no limits\n");
+    assert!(!bench.control("status").contains("limits"));
+    bench.run("control c limit --iops 0").refused(USAGE, &["--iops 0 is not possible", "1 or more"]);
+    bench.run("control c limit --bytes-burst 1M").refused(USAGE, &["--bytes-burst", "only with --bytes"]);
+    assert_eq!(server.terminate(), 0);
 }
 
 #[test]
