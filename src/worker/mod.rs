@@ -230,7 +230,10 @@ impl<E: Engine> Worker<E> {
             if self.requests.is_full() || !self.held.is_empty() || self.queue.is_none() {
                 break;
             }
-            self.resume_at = now.and_then(|now| self.disk.volume.limits().refuses_until(now));
+            // What a predecessor took is not held up, or whoever stops the queue would wait for the limit.
+            if !self.repeats.going_on {
+                self.resume_at = now.and_then(|now| self.disk.volume.limits().refuses_until(now));
+            }
             if self.resume_at.is_some() {
                 break;
             }

@@ -6,7 +6,7 @@ use super::*;
 use crate::worker::rate_limits::{Limits, Rate};
 
 /// So slow that hardly anything follows the burst, however slow the machine.
-fn one_a_second(burst: u64) -> Limits {
+pub(super) fn one_a_second(burst: u64) -> Limits {
     let rate = Rate { per_second: NonZeroU64::MIN, burst: NonZeroU64::new(burst) };
     Limits { requests: Some(rate), bytes: None }
 }

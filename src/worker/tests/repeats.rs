@@ -59,6 +59,18 @@ fn repeats_end_before_anything_new_begins_and_flushes_are_last() {
 }
 
 #[test]
+fn a_stop_answers_what_a_predecessor_took_whatever_the_limit() {
+    let (mut rig, region) = tracked(Faults { delay_turns: 3, ..Faults::default() });
+    rig.put(BUFFERS, &pattern(512, 1));
+    let statuses: Vec<u64> = (0..8).map(|n| rig.offer(1, n, (BUFFERS, 512), false)).collect();
+    take(&mut rig);
+    die(&mut rig, &region, true);
+    rig.volume.limits().set(limited::one_a_second(1));
+    rig.worker.stop_queue().unwrap().unwrap();
+    assert!(statuses.iter().all(|&status| rig.status(status) == 0));
+}
+
+#[test]
 fn a_stop_answers_what_a_predecessor_took_even_while_the_queue_is_disabled() {
     let (mut rig, region) = tracked(Faults { delay_turns: 3, ..Faults::default() });
     rig.put(BUFFERS, &pattern(512, 1));
