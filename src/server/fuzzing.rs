@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use signal_hook::consts::SIGPIPE;
+
 use super::config::{CacheMode, DeviceConfig, DiscardPolicy, VolumeConfig};
 use super::control::orders::{self, Desk};
 use super::device::{self, Device};
@@ -57,6 +59,8 @@ impl Bench {
         let geometry = Geometry { sector_size, payload_offset_bytes: 0, capacity_bytes: CAPACITY_BYTES };
         let view = device::disk_view(geometry, sector_size, &config);
         let disk = Disk { volume: Arc::new(Volume::new(geometry, None)), view, serial: config.serial };
+        // Rust's own programs ignore this signal. The fuzzer is not one, and front ends leave sockets that nobody reads.
+        signal_hook::flag::register(SIGPIPE, Arc::default()).expect("signals can be had");
         let (desk, inbox) = orders::channel().expect("a pair of sockets");
         let stop = StopSignal::install(inbox).expect("signals can be had");
         let tenure = Tenure::new(opened, volume, None, stop.watch().expect("descriptors"));

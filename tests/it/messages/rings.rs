@@ -143,3 +143,26 @@ fn kick_descriptors_that_are_no_eventfd() {
     std::thread::sleep(Duration::from_millis(500));
     assert!(backend.cpu_ticks() - busy < 30, "an idle server burns CPU after a strange kick descriptor");
 }
+
+/// What a program is killed by, unless it has seen to that: a write to what nobody reads.
+#[test]
+fn call_descriptors_that_nobody_reads() {
+    let mut backend = Serve::encrypted().start();
+    let mut frontend = Frontend::connect(backend.socket());
+    let (pipe_reader, pipe) = std::io::pipe().expect("a pipe");
+    let (socket, socket_reader) = UnixStream::pair().expect("socket pair");
+    drop((pipe_reader, socket_reader));
+    for fd in [pipe.as_fd(), socket.as_fd()] {
+        let mut wire = frontend.wire();
+        wire.send(SET_VRING_CALL, NEED_REPLY, &words(&[0]), &[fd]);
+        assert_ne!(wire.reply(), Reply::Silence);
+        let read = frontend.prepare(0, &Request::read(0, 512));
+        frontend.rings[0].publish(&[read.head]);
+        frontend.rings[0].kick();
+        frontend.rings[0].collect_by_polling(1);
+        backend.assert_alive();
+    }
+    frontend.rings[0].call = eventfd();
+    frontend.messages.set_vring_call(0, &frontend.rings[0].call).expect("SET_VRING_CALL");
+    frontend.assert_serves(0, 0, 1);
+}
