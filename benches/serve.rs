@@ -221,7 +221,7 @@ fn main() {
     {
         let image = File::options().read(true).write(true).open(image).expect("the image can be opened");
         let key = fs::read(key).expect("the key can be read");
-        glue::serve(Path::new(socket), image, &key).expect("the back end ran");
+        glue::serve(Path::new(socket), image, &key, 1).expect("the back end ran");
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();

@@ -1,7 +1,7 @@
 //! The baseline: the encrypting back end that one gets by gluing `vhost-user-backend`, `virtio-queue` and
 //! `xts-mode` together, as their documentation and most of their users do it.
 //!
-//! One thread a queue; each request is parsed with `virtio-queue`'s reader and writer, copied once through a private
+//! One thread a queue, which take turns at the disk; each request is parsed with `virtio-queue`'s reader and writer, copied once through a private
 //! buffer, and moved with `pread` and `pwrite`. What it leaves out of a real device (discard, error
 //! reporting beyond IOERR, recovery) would only make it slower.
 
@@ -17,8 +17,8 @@ use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -28,18 +28,32 @@ use vmm_sys_util::epoll::EventSet;
 use xts_mode::{Xts128, get_tweak_default};
 
 const SECTOR_BYTES: usize = 512;
+/// Of `num_queues` in the configuration space (virtio 1.2, section 5.2.4).
+const NUM_QUEUES_OFFSET: usize = 34;
 
 type Memory = GuestMemoryMmap<()>;
 type Vring = VringRwLock<GuestMemoryAtomic<Memory>>;
 
 /// Serves `image`, encrypted with the 64-byte `key`, on a socket at `socket` to one front end, until it leaves.
-pub(crate) fn serve(socket: &Path, image: File, key: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn serve(
+    socket: &Path,
+    image: File,
+    key: &[u8],
+    queue_count: usize,
+) -> Result<(), Box<dyn std::error::Error>> {
     let capacity_bytes = image.metadata()?.len();
     let cipher = |half: &[u8]| Aes256::new_from_slice(half).expect("half of a 64-byte key");
     let xts = Xts128::new(cipher(&key[..32]), cipher(&key[32..]));
     let memory = GuestMemoryAtomic::new(Memory::new());
-    let disk =
-        Disk { image, capacity_bytes, xts, memory: memory.clone(), event_idx: false, buffer: Vec::new() };
+    let disk = Disk {
+        image,
+        capacity_bytes,
+        xts,
+        memory: memory.clone(),
+        event_idx: false,
+        buffer: Vec::new(),
+        queue_count,
+    };
     let mut daemon = VhostUserDaemon::new("glue".to_owned(), std::sync::Arc::new(Mutex::new(disk)), memory)
         .map_err(|error| error.to_string())?;
     daemon.start(&mut Listener::new(socket, true)?).map_err(|error| error.to_string())?;
@@ -55,6 +69,7 @@ struct Disk {
     memory: GuestMemoryAtomic<Memory>,
     event_idx: bool,
     buffer: Vec<u8>,
+    queue_count: usize,
 }
 
 impl Disk {
@@ -130,7 +145,11 @@ impl VhostUserBackendMut for Disk {
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {
-        1
+        self.queue_count
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.queue_count).map(|queue| 1 << queue).collect()
     }
 
     fn max_queue_size(&self) -> usize {
@@ -141,6 +160,7 @@ impl VhostUserBackendMut for Disk {
         1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_BLK_F_FLUSH
+            | 1 << VIRTIO_BLK_F_MQ
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
@@ -157,6 +177,8 @@ impl VhostUserBackendMut for Disk {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let mut config = (self.capacity_bytes / SECTOR_BYTES as u64).to_le_bytes().to_vec();
+        config.resize(NUM_QUEUES_OFFSET, 0);
+        config.extend((self.queue_count as u16).to_le_bytes());
         config.resize((offset + size) as usize, 0);
         config.split_off(offset as usize)
     }

@@ -72,6 +72,7 @@ pub(crate) const CONTENDERS: [Contender; 6] = [
         command: |site| {
             let mut command = Command::new(std::env::current_exe().expect("a process knows its program"));
             command.arg("--serve-glue").args([site.socket(), site.image(), site.key()]);
+            command.args(["--queues", &site.queue_count.to_string()]);
             command
         },
         program: SEALBLK,

@@ -64,7 +64,7 @@ impl Options {
     fn settled(self) -> Self {
         match self.bench {
             true => self,
-            false => Self { size_mib: 32, rounds: 1, milliseconds: 20, ..self },
+            false => Self { size_mib: 32, rounds: 1, milliseconds: 20, queues: 2, ..self },
         }
     }
 }
@@ -73,7 +73,7 @@ fn main() -> io::Result<()> {
     let options = Options::parse().settled();
     if let Some([socket, image, key]) = options.serve_glue.as_deref() {
         let image = File::options().read(true).write(true).open(image)?;
-        return glue::serve(socket, image, &fs::read(key)?)
+        return glue::serve(socket, image, &fs::read(key)?, options.queues)
             .map_err(|error| io::Error::other(error.to_string()));
     }
     let machine = Machine::take_client_cpu()?;
