@@ -121,6 +121,38 @@ fn aes_xts(criterion: &mut Criterion) {
     }
 }
 
+/// Between a slot, which is in the cache, and guest memory, which is not.
+fn far(criterion: &mut Criterion) {
+    const SLOT_BYTES: usize = 128 << 10;
+    const GUEST_BYTES: usize = 64 << 20;
+    let (mut guest, mut slot) = (vec![0x5a_u8; GUEST_BYTES], vec![0_u8; SLOT_BYTES]);
+    let key = VolumeKey::new(&key(64), EqualHalves::Refuse).expect("a good key");
+    let iv = IvNumbering { mode: IvMode::Plain64, offset_sectors: 0, large_sectors: false };
+    let mut group = criterion.benchmark_group("aes-256/4096/far");
+    group.throughput(Throughput::Bytes(SLOT_BYTES as u64));
+    let mut start = 0;
+    let mut place = |guest: &mut [u8], work: &mut dyn FnMut(&mut [u8])| {
+        start = (start + SLOT_BYTES) % GUEST_BYTES;
+        work(&mut guest[start..][..SLOT_BYTES]);
+    };
+    group.bench_function("memcpy from there", |b| {
+        b.iter(|| place(&mut guest, &mut |guest| slot.copy_from_slice(black_box(guest))));
+    });
+    group.bench_function("memcpy to there", |b| {
+        b.iter(|| place(&mut guest, &mut |guest| guest.copy_from_slice(black_box(&slot))));
+    });
+    for kernel in KernelChoice::KERNELS.into_iter().filter(|kernel| kernel.is_available()) {
+        let xts = Xts::with_kernel(&key, SectorSize::BYTES_4096, iv, kernel).expect("a kernel for this CPU");
+        group.bench_function(format!("{kernel} encrypt from there"), |b| {
+            b.iter(|| place(&mut guest, &mut |guest| xts.encrypt_to(SectorNumber(0), guest, &mut slot)));
+        });
+        group.bench_function(format!("{kernel} decrypt to there"), |b| {
+            b.iter(|| place(&mut guest, &mut |guest| xts.decrypt_to(SectorNumber(0), &slot, guest)));
+        });
+    }
+    group.finish();
+}
+
 fn short() -> Criterion {
     Criterion::default()
         .warm_up_time(Duration::from_millis(50))
@@ -129,5 +161,5 @@ fn short() -> Criterion {
         .configure_from_args()
 }
 
-criterion_group! { name = benches; config = short(); targets = aes_xts }
+criterion_group! { name = benches; config = short(); targets = aes_xts, far }
 criterion_main!(benches);

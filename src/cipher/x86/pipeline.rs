@@ -11,7 +11,7 @@ use std::arch::x86_64::__m128i;
 use std::mem::MaybeUninit;
 
 use super::keys::{KeySchedule, RoundKeys};
-use super::vector::{Encrypt, IN_FLIGHT, Tweak, Vector, Way, forget_origin};
+use super::vector::{Encrypt, IN_FLIGHT, Tweak, Vector, Way, fetch, forget_origin};
 use crate::cipher::Run;
 use crate::cipher::iv::IvSequence;
 
@@ -20,6 +20,13 @@ const AHEAD_UNITS: usize = 2;
 
 /// Units in the ring of tweaks: a power of two above [`AHEAD_UNITS`].
 const RING_UNITS: usize = 4;
+
+/// How far ahead of its use data is asked for. Guest memory is in no cache as a rule, and a core looks only a unit or
+/// two ahead, which covers a quarter of the way to memory: on Zen 4, encrypting from there gets 25 % faster and
+/// decrypting to there 10 %, and data in the cache no slower.
+const FETCH_AHEAD_BYTES: usize = 1024;
+
+const LINE_BYTES: usize = 64;
 
 /// Every sector is a multiple of it.
 const SECTOR_BYTES_MIN: usize = 512;
@@ -60,6 +67,11 @@ pub(super) unsafe fn crypt<V: Vector, W: Way, const ROUNDS: usize>(keys: &KeySch
         let scratch = scratch.as_mut_ptr();
         let ring = (&raw mut (*scratch).ring).cast::<[V; IN_FLIGHT]>();
         let first_tweaks = (&raw mut (*scratch).first_tweaks).cast::<__m128i>();
+        let turn_count = run.sector_count * (run.sector_bytes / turn_bytes::<V>());
+        // While the first tweaks are made.
+        for turn in 0..turn_count.min(const { fetch_turns::<V>() }) {
+            fetch_turn::<V>(src.add(turn * turn_bytes::<V>()), dst.add(turn * turn_bytes::<V>()));
+        }
         let mut tweaks = Tweaks::<V, ROUNDS>::new(&keys.tweak, first_tweaks, &run);
         for unit in 0..AHEAD_UNITS {
             if unit % const { turn_units::<V>() } == 0 {
@@ -68,7 +80,10 @@ pub(super) unsafe fn crypt<V: Vector, W: Way, const ROUNDS: usize>(keys: &KeySch
             tweaks.expand_unit(ring.add(unit).cast());
         }
         let data_keys = W::data_keys(keys).as_ptr();
-        for turn in 0..run.sector_count * tweaks.turns_in_sector {
+        for turn in 0..turn_count {
+            if turn + const { fetch_turns::<V>() } < turn_count {
+                fetch_turn::<V>(src.add(FETCH_AHEAD_BYTES), dst.add(FETCH_AHEAD_BYTES));
+            }
             let unit = turn * turn_units::<V>();
             let ready = ring.add(unit % RING_UNITS);
             let ahead = ring.add((unit + AHEAD_UNITS) % RING_UNITS);
@@ -85,10 +100,26 @@ pub(super) unsafe fn crypt<V: Vector, W: Way, const ROUNDS: usize>(keys: &KeySch
     }
 }
 
+/// Asks for the cache lines of a turn that is to come.
+#[inline(always)]
+unsafe fn fetch_turn<V>(src: *const u8, dst: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for line in 0..turn_bytes::<V>() / LINE_BYTES {
+            fetch(src.add(line * LINE_BYTES), dst.add(line * LINE_BYTES));
+        }
+    }
+}
+
 /// Units of one turn of the loop: two if they fit into every sector. Half as many instructions then go into counting,
 /// which is worth 3 % of AES-128 on Zen 3.
 const fn turn_units<V>() -> usize {
     if 2 * unit_bytes::<V>() <= SECTOR_BYTES_MIN { 2 } else { 1 }
+}
+
+/// Turns between asking for data and its use.
+const fn fetch_turns<V>() -> usize {
+    FETCH_AHEAD_BYTES / turn_bytes::<V>()
 }
 
 const fn turn_bytes<V>() -> usize {

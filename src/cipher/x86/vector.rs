@@ -184,3 +184,22 @@ pub(super) fn forget_origin<T>(pointer: *const T) -> *const T {
     #[cfg(miri)]
     pointer
 }
+
+/// Brings the cache line of `src` near, to be read, and that of `dst`, to be written. Nothing is read, so that no
+/// address is wrong.
+#[inline(always)]
+pub(super) fn fetch(src: *const u8, dst: *const u8) {
+    #[cfg(not(miri))]
+    // SAFETY: hints.
+    unsafe {
+        std::arch::asm!(
+            "prefetcht0 [{src}]",
+            "prefetchw [{dst}]",
+            src = in(reg) src,
+            dst = in(reg) dst,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(miri)]
+    let _ = (src, dst);
+}
