@@ -281,11 +281,8 @@ impl KeyAdmin for Barbican {
         let uuid = match self.order(session, spec)? {
             Some(uuid) => uuid,
             None => {
-                let material = match spec.kind {
-                    KeyKind::Symmetric => Secret::random(spec.bits as usize / 8),
-                    KeyKind::Passphrase => Secret::random_text(spec.bits as usize / 8),
-                }
-                .map_err(|error| KeyError::of_secret(self.all(), error))?;
+                let material = spec.kind.random(spec.bits);
+                let material = material.map_err(|error| KeyError::of_secret(self.all(), error))?;
                 self.put(session, spec, &material)?
             }
         };

@@ -48,6 +48,12 @@ pub(super) struct Record {
     pub(super) made: Made,
 }
 
+impl Record {
+    pub(super) fn kind(&self) -> KeyKind {
+        if self.is_text { KeyKind::Passphrase } else { KeyKind::Symmetric }
+    }
+}
+
 /// When, to the nanosecond: servers count seconds, and keys are listed in the order of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

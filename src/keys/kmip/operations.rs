@@ -54,7 +54,7 @@ impl Version {
             id: KeyId::new(group),
             version: record.version,
             name: record.name.clone(),
-            kind: if record.is_text { KeyKind::Passphrase } else { KeyKind::Symmetric },
+            kind: record.kind(),
             bits: record.bits,
             state,
             volume: record.volume.clone(),
@@ -272,9 +272,10 @@ fn add(
 ) -> Result<KeyMetadata, Stop> {
     let local = match material {
         Some(_) => None,
-        None if record.is_text => Some(Secret::random_text(record.bits as usize / 8)?),
         // Only AES keys are made by servers.
-        None if !object::is_aes_length(record.bits) => Some(Secret::random(record.bits as usize / 8)?),
+        None if record.is_text || !object::is_aes_length(record.bits) => {
+            Some(record.kind().random(record.bits)?)
+        }
         None => None,
     };
     let material = material.or(local.as_ref()).map(Secret::expose);

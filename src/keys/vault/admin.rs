@@ -156,12 +156,7 @@ impl Vault {
                 self.transit(session, "datakey/wrapped", transit_key, &body).map(Material::Ciphertext)
             }
             (_, None, kind, bits) => {
-                let len_bytes = bits as usize / 8;
-                let random = match kind {
-                    KeyKind::Symmetric => Secret::random(len_bytes),
-                    KeyKind::Passphrase => Secret::random_text(len_bytes),
-                };
-                let random = random.map_err(|error| KeyError::of_secret(self.all(), error))?;
+                let random = kind.random(bits).map_err(|error| KeyError::of_secret(self.all(), error))?;
                 self.material(session, kind, bits, Some(&random))
             }
             (Some(transit_key), Some(given), ..) => {
