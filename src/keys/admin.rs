@@ -7,9 +7,9 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
-#[cfg(any(feature = "http", feature = "libvirt"))]
-use super::ManagerName;
 use super::{KeyError, KeyId, KeyManager, SECRET_BYTES_MAX, Secret, SecretError};
+#[cfg(any(feature = "http", feature = "libvirt"))]
+use super::{ManagerName, Subject};
 
 /// Longest name of a key or a volume: what the tightest of the managers takes.
 const NAME_BYTES_MAX: usize = 255;
@@ -49,7 +49,7 @@ pub trait KeyAdmin: KeyManager {
     /// keys have no versions refuses, and changes nothing.
     ///
     /// # Errors
-    /// See [`KeyError`]; [`KeyError::NotAllowed`] where there are no versions.
+    /// See [`KeyError`]; [`KeyError::NotAllowed`] where there are no versions, [`KeyError::Malformed`] when `id` names one.
     fn rotate(&self, id: &KeyId) -> Result<KeyMetadata, KeyError>;
 
     /// Destroys a key with all its versions, or the one version that `id` names. There is no way back. Destroying
@@ -78,6 +78,28 @@ pub struct KeySpec {
 pub(super) struct Unfit {
     pub(super) problem: String,
     pub(super) remedy: String,
+}
+
+impl Unfit {
+    /// The same about a manager, or a key in it: [`KeyError::Malformed`].
+    #[cfg(any(feature = "http", feature = "libvirt"))]
+    pub(super) fn about(self, subject: impl Into<Subject>) -> KeyError {
+        KeyError::malformed(subject, self.problem, self.remedy)
+    }
+}
+
+/// Refuses to rotate one version of a key: a new one follows the newest, whichever was named.
+///
+/// # Errors
+/// When `id` names a version.
+pub(super) fn fit_to_rotate(id: &KeyId) -> Result<(), Unfit> {
+    match id.version() {
+        None => Ok(()),
+        Some(_) => Err(Unfit {
+            problem: "only a whole key is rotated".to_owned(),
+            remedy: "leave out the version".to_owned(),
+        }),
+    }
 }
 
 impl KeySpec {
@@ -125,8 +147,7 @@ impl KeySpec {
     /// [`KeyError::Malformed`].
     #[cfg(any(feature = "http", feature = "libvirt"))]
     pub(super) fn check(&self, manager: &ManagerName, material: Option<&Secret>) -> Result<(), KeyError> {
-        let malformed = |Unfit { problem, remedy }| KeyError::malformed(manager.clone(), problem, remedy);
-        self.fit(material).map_err(malformed)
+        self.fit(material).map_err(|unfit| unfit.about(manager.clone()))
     }
 }
 

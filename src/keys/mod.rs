@@ -51,8 +51,8 @@ mod secret;
 #[cfg(feature = "vault")]
 pub mod vault;
 
-use admin::Unfit;
 pub use admin::{KeyAdmin, KeyKind, KeyMetadata, KeySpec, KeyState};
+use admin::{Unfit, fit_to_rotate};
 pub use config::{AbsolutePath, KeyConfig, KeyConfigError, Profiles};
 pub use encoding::Encoding;
 pub use error::{Cause, KeyError, Subject};

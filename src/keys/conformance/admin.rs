@@ -214,6 +214,12 @@ pub fn rotates_to_a_new_version_and_keeps_the_old(subject: &Subject) {
     assert_eq!(admin.metadata(&first.id).expect("the key is there"), second);
     let superseded = admin.metadata(&version(1)).expect("the old version is there");
     assert_eq!((superseded.version, superseded.state), (1, KeyState::Deactivated));
+    for number in [1, 2] {
+        match admin.rotate(&version(number)) {
+            Err(error @ KeyError::Malformed { .. }) => assert_hidden_in_error(&error),
+            other => panic!("version {number} is rotated, not the key: {other:?}"),
+        }
+    }
     assert_eq!(admin.rotate(&first.id).expect("the key can be rotated again").version, 3);
 }
 

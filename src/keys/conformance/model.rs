@@ -26,13 +26,14 @@ enum Fault {
     ListsInReverse,
     KeepsTheVersionActive,
     ForgetsOldVersions,
+    RotatesVersions,
     KeepsDestroyedKeys,
     DestroysAllVersions,
     RevivesDestroyedKeys,
     ForgetsAtRestart,
 }
 
-const FAULTS: [Fault; 17] = {
+const FAULTS: [Fault; 18] = {
     use Fault::*;
     [
         CreatesWhatIsMissing,
@@ -48,6 +49,7 @@ const FAULTS: [Fault; 17] = {
         ListsInReverse,
         KeepsTheVersionActive,
         ForgetsOldVersions,
+        RotatesVersions,
         KeepsDestroyedKeys,
         DestroysAllVersions,
         RevivesDestroyedKeys,
@@ -191,6 +193,9 @@ impl KeyAdmin for Model {
     }
 
     fn rotate(&self, id: &KeyId) -> Result<KeyMetadata, KeyError> {
+        if id.version().is_some() && !self.has(Fault::RotatesVersions) {
+            return Err(KeyError::malformed(Self::key(id), "it is a version", "leave out the version"));
+        }
         let index = self.find(id)?;
         let mut rows = self.rows.borrow_mut();
         let old = &mut rows[index];

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use super::super::{KeyId, KeyMetadata, KeySpec, KeyState, Secret};
+use super::super::{KeyId, KeyMetadata, KeySpec, KeyState, Secret, fit_to_rotate};
 use super::access::{Principal, Right};
 use super::audit::{self, AuditAnchor, AuditEntry, AuditEvent, AuditOutcome, Happening};
 use super::error::KeystoreError;
@@ -140,9 +140,7 @@ impl Keystore {
     /// See [`KeystoreError`].
     pub fn rotate_key(&self, id: &KeyId) -> Result<KeyMetadata, KeystoreError> {
         let wanted = Wanted::parse(id)?;
-        if wanted.version.is_some() {
-            return Err(malformed("only a whole key is rotated", "leave out the version"));
-        }
+        fit_to_rotate(id)?;
         self.write(|session, _| {
             let mut record = authorised(session, wanted, Right::Rotate, AuditEvent::Rotate)?;
             if record.is_destroyed() {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::super::{KeyId, KeyKind, KeyMetadata, KeySpec, KeyState, Secret};
+use super::super::{KeyId, KeyKind, KeyMetadata, KeySpec, KeyState, Secret, fit_to_rotate};
 use super::object::{self, Found, Made, Record, Wanted};
 use super::session::{Session, Stop};
 
@@ -415,6 +415,7 @@ fn object_of_others(session: &mut Session, id: &KeyId) -> Result<Found, Stop> {
 }
 
 pub(super) fn rotate(session: &mut Session, id: &KeyId) -> Result<KeyMetadata, Stop> {
+    fit_to_rotate(id)?;
     if !id.name().starts_with(GROUP_PREFIX) {
         let found = object_of_others(session, id)?;
         return Err(Stop::NotAllowed {
@@ -423,7 +424,6 @@ pub(super) fn rotate(session: &mut Session, id: &KeyId) -> Result<KeyMetadata, S
         });
     }
     let key = Key::find(session, id.name())?;
-    key.version(id).ok_or(Stop::Absent)?;
     let newest = key.newest();
     if newest.is_destroyed() {
         return Err(Stop::Absent);

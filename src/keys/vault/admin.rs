@@ -18,7 +18,9 @@ use super::profile::KvVersion;
 use super::record::{Envelope, encoded};
 use super::session::{ANSWER_BYTES_MAX, Call, Session, json};
 use crate::keys::http::{Answer, HttpError, Method, path_segment};
-use crate::keys::{KeyAdmin, KeyError, KeyId, KeyKind, KeyMetadata, KeySpec, KeyState, Secret, Subject};
+use crate::keys::{
+    KeyAdmin, KeyError, KeyId, KeyKind, KeyMetadata, KeySpec, KeyState, Secret, Subject, fit_to_rotate,
+};
 
 /// Most keys that are listed.
 const LISTED_MAX: usize = 100_000;
@@ -300,12 +302,12 @@ impl KeyAdmin for Vault {
     }
 
     fn rotate(&self, id: &KeyId) -> Result<KeyMetadata, KeyError> {
-        let id = KeyId::new(id.name());
+        fit_to_rotate(id).map_err(|unfit| unfit.about(self.key(id)))?;
         let session = self.session()?;
-        let notes = self.notes(session, &id)?;
-        let newest = notes.metadata(&id).filter(|key| key.state == KeyState::Active);
-        let newest = newest.ok_or_else(|| self.absent(&id))?;
-        let refused = |problem, remedy| Err(KeyError::not_allowed(self.key(&id), problem, remedy));
+        let notes = self.notes(session, id)?;
+        let newest = notes.metadata(id).filter(|key| key.state == KeyState::Active);
+        let newest = newest.ok_or_else(|| self.absent(id))?;
+        let refused = |problem, remedy| Err(KeyError::not_allowed(self.key(id), problem, remedy));
         if self.profile.kv_version == KvVersion::One {
             return refused(
                 "version 1 of the KV engine keeps no versions of keys",
@@ -321,8 +323,8 @@ impl KeyAdmin for Vault {
         }
         let spec = KeySpec { name: newest.name, kind: newest.kind, bits: newest.bits, volume: newest.volume };
         let material = self.material(session, spec.kind, spec.bits, None)?;
-        self.write(session, &id, notes.current_version, &spec, &material)?;
-        self.metadata(&id)
+        self.write(session, id, notes.current_version, &spec, &material)?;
+        self.metadata(id)
     }
 
     fn destroy(&self, id: &KeyId) -> Result<(), KeyError> {
