@@ -1,5 +1,6 @@
 //! `sealblk key doctor` finds the link that is broken, whichever that is.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -14,11 +15,25 @@ use crate::server::free_port;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sealblk");
 
+fn sealblk() -> Command {
+    Command::new(PROGRAM)
+}
+
+/// The same, held back by the modes of files, as root is not.
+fn sealblk_bound_by_modes() -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return sealblk();
+    }
+    let mut command = Command::new("setpriv");
+    let dropped = "-dac_override,-dac_read_search";
+    command.args(["--bounding-set", dropped, "--inh-caps", dropped, PROGRAM]);
+    command
+}
+
 /// What the program says, as JSON, and its exit code.
-fn asked(config: &Path, reference: &str, environment: &[(&str, &str)]) -> (Value, i32) {
-    let mut command = Command::new(PROGRAM);
-    command.args(["key", "doctor", reference, "--json", "--key-config"]).arg(config);
-    let ended = command.envs(environment.iter().copied()).output().unwrap();
+fn asked(mut program: Command, config: &Path, reference: &str) -> (Value, i32) {
+    program.args(["key", "doctor", reference, "--json", "--key-config"]).arg(config);
+    let ended = program.output().unwrap();
     let said = [ended.stdout.as_slice(), &ended.stderr].concat();
     assert!(!said.windows(16).any(|window| KEY.windows(16).any(|part| part == window)), "a key shows");
     let found = serde_json::from_slice(&ended.stdout).unwrap_or_else(|error| {
@@ -40,7 +55,7 @@ fn links(diagnosis: &Value) -> Vec<String> {
 /// The whole way holds, over `expected`.
 #[track_caller]
 fn holds(config: &Path, reference: &str, expected: &[&str]) -> Value {
-    let (diagnosis, code) = asked(config, reference, &[]);
+    let (diagnosis, code) = asked(sealblk(), config, reference);
     assert_eq!((code, diagnosis["ok"].as_bool()), (0, Some(true)), "{diagnosis}");
     assert_eq!(links(&diagnosis), expected);
     diagnosis
@@ -48,15 +63,8 @@ fn holds(config: &Path, reference: &str, expected: &[&str]) -> Value {
 
 /// The way breaks at `link`, after `before`, with a problem that says `parts`, in one line.
 #[track_caller]
-fn breaks_with(
-    config: &Path,
-    reference: &str,
-    environment: &[(&str, &str)],
-    before: &str,
-    link: &str,
-    parts: &[&str],
-) {
-    let (diagnosis, code) = asked(config, reference, environment);
+fn breaks_for(program: Command, config: &Path, reference: &str, before: &str, link: &str, parts: &[&str]) {
+    let (diagnosis, code) = asked(program, config, reference);
     let broken = &diagnosis["broken"];
     assert_eq!(broken["link"].as_str(), Some(link), "{diagnosis}");
     assert_eq!(broken["exit_code"].as_i64(), Some(i64::from(code)), "{diagnosis}");
@@ -71,7 +79,7 @@ fn breaks_with(
 
 #[track_caller]
 fn breaks(config: &Path, reference: &str, before: &str, link: &str, parts: &[&str]) {
-    breaks_with(config, reference, &[], before, link, parts);
+    breaks_for(sealblk(), config, reference, before, link, parts);
 }
 
 const TO_A_KMIP_SERVER: [&str; 10] = [
@@ -108,7 +116,7 @@ fn the_handshake_with_a_kmip_server() {
     let breaks_at_tls = |pki: &Pki, name: &str, clients: Option<&Pki>, more: &str, parts: &[&str]| {
         let hostile = Hostile::start(hostile::server(pki, name, clients), Box::new(|_| ()));
         let config = client(&ours, &[&hostile.address], more);
-        let (diagnosis, code) = asked(&config, "kmip:1", &[]);
+        let (diagnosis, code) = asked(sealblk(), &config, "kmip:1");
         assert_eq!(diagnosis["broken"]["link"].as_str(), Some("tls"), "{diagnosis}");
         assert_eq!(diagnosis["broken"]["exit_code"].as_i64(), Some(i64::from(code)));
         let problem = diagnosis["broken"]["problem"].as_str().unwrap();
@@ -197,12 +205,27 @@ fn the_way_to_a_secret_of_libvirt() {
     // A library that is none stands before the system's.
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libvirt.so.0"), "no library").unwrap();
-    let environment = [("LD_LIBRARY_PATH", folder.path().to_str().unwrap())];
+    let mut misled = sealblk();
+    misled.env("LD_LIBRARY_PATH", folder.path());
     let key = format!("libvirt:{}", uuid(1));
-    breaks_with(&config, &key, &environment, "configuration", "library", &["install libvirt"]);
+    breaks_for(misled, &config, &key, "configuration", "library", &["install libvirt"]);
+
+    std::fs::set_permissions(daemon.socket(), std::fs::Permissions::from_mode(0o000)).unwrap();
+    let ours = libvirt::config(folder.path(), &daemon.uri(), "");
+    let refused = ["Permission denied", "let this user at the daemon's socket"];
+    breaks_for(sealblk_bound_by_modes(), &ours, &key, "library", "authentication", &refused);
 
     daemon.stop();
     breaks(&config, &key, "library", "connection", &["cannot be reached"]);
     let secretless = libvirt::config(folder.path(), "test:///default", "");
     breaks(&secretless, &key, "library", "connection", &["test:///default"]);
+}
+
+/// We have no name and no password to give.
+#[test]
+fn a_libvirt_that_asks_who_we_are() {
+    let daemon = Libvirtd::start_with("auth_unix_rw = \"sasl\"\n");
+    let config = daemon.config("timeout-seconds = 60");
+    let asked = ["authentication failed", "auth_unix_rw"];
+    breaks(&config, "libvirt:volume/vol-1", "library", "authentication", &asked);
 }

@@ -26,6 +26,11 @@ pub struct Libvirtd {
 
 impl Libvirtd {
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same with lines of its configuration file. Whoever is to name himself does so by SCRAM.
+    pub fn start_with(settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let is_root = rustix::process::geteuid().is_root();
         if is_root {
@@ -33,9 +38,14 @@ impl Libvirtd {
         }
         let path = |name: &str| folder.path().join(name);
         let log = std::fs::File::create(path("log")).unwrap();
+        std::fs::write(path("libvirtd.conf"), settings).unwrap();
+        std::fs::create_dir(path("sasl")).unwrap();
+        std::fs::write(path("sasl/libvirt.conf"), "mech_list: scram-sha-256\n").unwrap();
         let mut command = Command::new("libvirtd");
         command
-            .args(["-f", "/dev/null"])
+            .arg("-f")
+            .arg(path("libvirtd.conf"))
+            .env("SASL_CONF_PATH", path("sasl"))
             .env("HOME", folder.path())
             .env("XDG_RUNTIME_DIR", folder.path())
             .env("XDG_CONFIG_HOME", path("config"))
@@ -51,7 +61,7 @@ impl Libvirtd {
             .unwrap_or_else(|error| panic!("libvirtd: {error}; run `scripts/install-tools key-servers`"));
         let mut daemon = Self { folder, process };
         let started = Instant::now();
-        while !daemon.virsh("uri").status.success() {
+        while !daemon.answers() {
             let said = || std::fs::read_to_string(daemon.folder.path().join("log")).unwrap_or_default();
             if let Some(status) = daemon.process.try_wait().unwrap() {
                 panic!("libvirtd ended, {status}: {}", said());
@@ -62,13 +72,23 @@ impl Libvirtd {
         daemon
     }
 
+    /// Lets somebody in, or does not.
+    fn answers(&self) -> bool {
+        let asked = self.virsh("uri");
+        asked.status.success() || String::from_utf8_lossy(&asked.stderr).contains("authentication failed")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("libvirt/libvirt-sock")
+    }
+
     pub fn uri(&self) -> String {
-        uri_of(&self.folder.path().join("libvirt/libvirt-sock"))
+        uri_of(&self.socket())
     }
 
     fn virsh(&self, line: &str) -> std::process::Output {
         let words = line.split_whitespace();
-        Command::new("virsh").args(["-c", &self.uri()]).args(words).output().unwrap()
+        Command::new("virsh").args(["-c", &self.uri()]).args(words).stdin(Stdio::null()).output().unwrap()
     }
 
     /// Defines a secret by what else there is to say of it; `value` is given to it, if any.

@@ -32,10 +32,23 @@ struct Functions {
     list: unsafe extern "C" fn(Handle, *mut *mut Handle, c_uint) -> c_int,
     uuid: unsafe extern "C" fn(Handle, *mut c_char) -> c_int,
     description: unsafe extern "C" fn(Handle, c_uint) -> *mut c_char,
-    error_code: unsafe extern "C" fn() -> c_int,
-    error_message: unsafe extern "C" fn() -> *const c_char,
+    last_error: unsafe extern "C" fn() -> *const LastError,
     /// Never unloaded: libvirt keeps threads and state of its own.
     _library: Library,
+}
+
+/// `virError` of `libvirt/virterror.h`, without its end.
+#[repr(C)]
+struct LastError {
+    code: c_int,
+    domain: c_int,
+    message: *const c_char,
+    level: c_int,
+    connection: *const c_void,
+    domain_of_error: *const c_void,
+    texts: [*const c_char; 3],
+    /// Of `VIR_ERR_SYSTEM_ERROR`, its `errno`.
+    number: c_int,
 }
 
 /// Why something did not happen.
@@ -87,8 +100,7 @@ fn load() -> Result<Functions, libloading::Error> {
             list: *library.get(b"virConnectListAllSecrets\0")?,
             uuid: *library.get(b"virSecretGetUUIDString\0")?,
             description: *library.get(b"virSecretGetXMLDesc\0")?,
-            error_code: *library.get(b"virGetLastErrorCode\0")?,
-            error_message: *library.get(b"virGetLastErrorMessage\0")?,
+            last_error: *library.get(b"virGetLastError\0")?,
             _library: library,
         })
     }
@@ -97,10 +109,18 @@ fn load() -> Result<Functions, libloading::Error> {
 impl Functions {
     /// What went wrong in the last call of this thread.
     fn error(&self) -> VirError {
-        // SAFETY: both may be called at any time; the text is static, or lives until this thread's next call.
-        let (code, message) = unsafe { ((self.error_code)(), CStr::from_ptr((self.error_message)())) };
-        let message = message.to_string_lossy().replace(char::is_control, " ");
-        VirError::Said { code, message: message.chars().take(300).collect() }
+        // SAFETY: it may be called at any time. What it points to lives until this thread's next call, as does the text.
+        let said = unsafe {
+            (self.last_error)().as_ref().map(|error| {
+                let text = error.message.as_ref().map(|text| CStr::from_ptr(text).to_string_lossy());
+                (error.code, error.number, text.unwrap_or_default())
+            })
+        };
+        let (code, number, message) = said.unwrap_or((0, 0, "no error".into()));
+        let message = message.replace(char::is_control, " ").chars().take(300).collect();
+        // The mode of the daemon's socket decides who is let in, as its policy does.
+        let is_denial = code == super::SYSTEM_ERROR && [libc::EACCES, libc::EPERM].contains(&number);
+        VirError::Said { code: if is_denial { super::ACCESS_DENIED } else { code }, message }
     }
 }
 

@@ -40,10 +40,13 @@ pub(super) const SCHEME: Scheme = Scheme {
 /// Numbers of `virErrorNumber`.
 const NO_SUPPORT: i32 = 3;
 const OPERATION_DENIED: i32 = 29;
+const SYSTEM_ERROR: i32 = 38;
 const AUTH_FAILED: i32 = 45;
 const INVALID_SECRET: i32 = 65;
 const NO_SECRET: i32 = 66;
+const AUTH_CANCELLED: i32 = 79;
 const ACCESS_DENIED: i32 = 88;
+const AUTH_UNAVAILABLE: i32 = 94;
 
 /// What a secret may be for, with libvirt's number.
 const USAGES: [(&str, i32); 5] = [("volume", 1), ("ceph", 2), ("iscsi", 3), ("tls", 4), ("vtpm", 5)];
@@ -170,13 +173,18 @@ impl LibvirtManager {
                 format!("libvirt gives it to nobody ({message})"),
                 "define it with private='no'",
             ),
-            VirError::Said { code: AUTH_FAILED | OPERATION_DENIED | ACCESS_DENIED, message } => {
+            VirError::Said { code: AUTH_FAILED | AUTH_CANCELLED | AUTH_UNAVAILABLE, message } => {
                 KeyError::not_allowed(
                     subject(),
-                    format!("libvirt refuses ({message})"),
-                    "let this user at the daemon's socket for reading and writing",
+                    format!("libvirt does not let us in without being told who we are ({message})"),
+                    "let this user in by the rules of polkit, or by the daemon's `auth_unix_rw` and the mode of its socket",
                 )
             }
+            VirError::Said { code: OPERATION_DENIED | ACCESS_DENIED, message } => KeyError::not_allowed(
+                subject(),
+                format!("libvirt refuses ({message})"),
+                "let this user at the daemon's socket for reading and writing",
+            ),
             VirError::Said { code: NO_SUPPORT, message } => KeyError::not_allowed(
                 self.name.clone(),
                 format!("{} has no secrets ({message})", self.profile.uri),

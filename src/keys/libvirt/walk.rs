@@ -2,7 +2,10 @@
 
 use super::description::Description;
 use super::library::{LIBRARY, VirError, load_library};
-use super::{ACCESS_DENIED, AUTH_FAILED, LibvirtManager, OPERATION_DENIED, Stop, find};
+use super::{
+    ACCESS_DENIED, AUTH_CANCELLED, AUTH_FAILED, AUTH_UNAVAILABLE, LibvirtManager, OPERATION_DENIED, Stop,
+    find,
+};
 use crate::keys::doctor::{Link, Walk};
 use crate::keys::{KeyError, KeyId, KeyManager, Secret};
 
@@ -37,7 +40,8 @@ impl LibvirtManager {
         let reached = walk.link(Link::Connection, || {
             // What can be connected to may be something without secrets.
             let count = self.attempt(|connection| Ok(connection.list()?.len())).map_err(|stop| {
-                const DENIALS: [i32; 3] = [AUTH_FAILED, OPERATION_DENIED, ACCESS_DENIED];
+                const DENIALS: [i32; 5] =
+                    [AUTH_FAILED, AUTH_CANCELLED, AUTH_UNAVAILABLE, OPERATION_DENIED, ACCESS_DENIED];
                 lets_us_in =
                     !matches!(&stop, Stop::Vir(VirError::Said { code, .. }) if DENIALS.contains(code));
                 self.failed(stop, None)
