@@ -37,6 +37,13 @@ pub struct Project {
     pub password: String,
 }
 
+/// An application credential of a user.
+pub struct Credential {
+    pub id: String,
+    pub name: String,
+    pub secret: String,
+}
+
 /// The cloud, started when it is first asked for.
 pub fn cloud() -> &'static Cloud {
     static CLOUD: LazyLock<Cloud> = LazyLock::new(Cloud::start);
@@ -263,8 +270,8 @@ impl Project {
         (answer.status, uuid)
     }
 
-    /// An application credential, with access rules if there are any: its ID and its secret.
-    pub fn application_credential(&self, rules: &[(&str, &str)]) -> (String, String) {
+    /// An application credential, with access rules if there are any.
+    pub fn application_credential(&self, rules: &[(&str, &str)]) -> Credential {
         let rules: Vec<Value> = rules
             .iter()
             .map(|(method, path)| json!({"method": method, "path": path, "service": "key-manager"}))
@@ -278,12 +285,12 @@ impl Project {
         let answer = cloud().keystone("POST", &path, &self.token(), &request);
         assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
         let text = |field: &str| answer.json()["application_credential"][field].as_str().unwrap().to_owned();
-        (text("id"), text("secret"))
+        Credential { id: text("id"), name: text("name"), secret: text("secret") }
     }
 
     /// Revokes it.
-    pub fn revoke(&self, application_credential: &str) {
-        let path = format!("/users/{}/application_credentials/{application_credential}", self.user_id);
+    pub fn revoke(&self, credential: &Credential) {
+        let path = format!("/users/{}/application_credentials/{}", self.user_id, credential.id);
         assert_eq!(cloud().keystone("DELETE", &path, &self.token(), &Value::Null).status, 204);
     }
 }

@@ -15,7 +15,7 @@ use sealblk::keys::{
 };
 use tempfile::TempDir;
 
-use cloud::{Project, cloud};
+use cloud::{Credential, Project, cloud};
 
 use crate::http::{unique, write_secret};
 
@@ -116,14 +116,13 @@ fn manages_keys_as_every_manager_does() {
     });
 }
 
-/// A host that is let in by an application credential.
-fn host_with_credential(id: &str, secret: &str) -> Host {
+/// A host that is let in by an application credential, which `named` says the name of.
+fn host_with_credential(credential: &Credential, named: &str) -> Host {
     let host = Host::new(&[]);
     let path = host.path().join("credential");
-    write_secret(&path, secret.as_bytes());
+    write_secret(&path, credential.secret.as_bytes());
     host.configure(&format!(
-        "[barbican.default]\nauth-url = \"{}\"\napplication-credential-id = \"{id}\"\n\
-         application-credential-secret = \"file:{}\"\n",
+        "[barbican.default]\nauth-url = \"{}\"\napplication-credential-secret = \"file:{}\"\n{named}",
         cloud().keystone_url(),
         path.display()
     ));
@@ -138,8 +137,9 @@ fn an_application_credential_opens_one_key_and_nothing_else() {
     let (ours, other) = (ours.unwrap(), other.unwrap());
     let record = format!("/v1/secrets/{ours}");
     let payload = format!("{record}/payload");
-    let (id, secret) = project.application_credential(&[("GET", &record), ("GET", &payload)]);
-    let host = host_with_credential(&id, &secret);
+    let credential = project.application_credential(&[("GET", &record), ("GET", &payload)]);
+    let host =
+        host_with_credential(&credential, &format!("application-credential-id = \"{}\"\n", credential.id));
 
     assert_eq!(host.source(&format!("barbican:{ours}")).fetch().unwrap().expose(), [7; 32]);
     let error = host.source(&format!("barbican:{other}")).fetch().unwrap_err();
@@ -148,10 +148,43 @@ fn an_application_credential_opens_one_key_and_nothing_else() {
     let error = host.admin("barbican").list().unwrap_err();
     assert!(matches!(error, KeyError::NotAllowed { .. }), "{error}");
 
-    project.revoke(&id);
+    project.revoke(&credential);
     let error = host.source(&format!("barbican:{ours}")).fetch().unwrap_err();
     assert!(matches!(error, KeyError::NotAllowed { .. }), "{error}");
-    assert!(error.to_string().contains("revoked") && !error.to_string().contains(&secret), "{error}");
+    assert!(
+        error.to_string().contains("revoked") && !error.to_string().contains(&credential.secret),
+        "{error}"
+    );
+}
+
+/// A name is one user's, whom Keystone has to be told of: by ID, or by a name of a domain.
+#[test]
+fn an_application_credential_has_a_name_too() {
+    let project = cloud().project();
+    let key = format!("barbican:{}", project.put("symmetric", &[7; 32]).1.unwrap());
+    let credential = project.application_credential(&[]);
+    let by_name = format!("application-credential-name = \"{}\"\n", credential.name);
+    let fetch = |more: &str| {
+        let host = host_with_credential(&credential, &format!("{by_name}{more}"));
+        host.source(&key).fetch()
+    };
+    let user = format!("user-name = \"{}\"\n", project.user);
+    for domain in ["", "user-domain-id = \"default\"\n", "user-domain-name = \"Default\"\n"] {
+        assert_eq!(fetch(&format!("{user}{domain}")).unwrap().expose(), [7; 32], "{domain}");
+    }
+    assert_eq!(fetch(&format!("user-id = \"{}\"\n", project.user_id)).unwrap().expose(), [7; 32]);
+
+    let stranger = cloud().project();
+    for (more, said) in [
+        (String::new(), "user-name"),
+        (format!("user-name = \"{}\"\n", stranger.user), "credential"),
+        (format!("{user}user-domain-name = \"Elsewhere\"\n"), "credential"),
+    ] {
+        let error = fetch(&more).unwrap_err();
+        assert!(matches!(error, KeyError::NotAllowed { .. }), "{more}: {error}");
+        assert!(error.to_string().contains(said), "{more}: {error}");
+        assert!(!error.to_string().contains(&credential.secret), "{error}");
+    }
 }
 
 #[test]
