@@ -1,31 +1,37 @@
 //! What servers do that real ones do not do on demand. (Real ones: tests/key_servers.)
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-
-use tempfile::TempDir;
+use std::ops::Deref;
 
 use crate::keys::conformance::watch::{KEY, assert_hidden_in_error};
 use crate::keys::doctor::{self, Link};
+use crate::keys::http::host;
 use crate::keys::http::stub::{Received, Reply, Stub};
-use crate::keys::{FixedKey, KeyError, KeyKind, KeyManagers, KeySource, Secret};
+use crate::keys::{KeyError, KeyKind, Secret};
 
 const UUID: &str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
 
 /// What lets us in, in these tests. Must not show anywhere.
 const PASSWORD: &str = "correct horse battery staple";
 
-/// A folder with a key configuration file and a password.
-struct Host(TempDir);
+/// A host with a password.
+struct Host(host::Host);
+
+impl Deref for Host {
+    type Target = host::Host;
+
+    fn deref(&self) -> &host::Host {
+        &self.0
+    }
+}
 
 impl Host {
     /// One whose profile is `profile`, with `{}` for the path of the password.
     fn new(profile: &str) -> Self {
-        let host = Self(tempfile::tempdir().unwrap());
-        host.write("password", &format!("{PASSWORD}\n"), 0o600);
+        let host = Self(host::Host::empty());
+        host.write("password", &format!("{PASSWORD}\n"));
         let profile = profile.replace("{}", &host.path("password").display().to_string());
-        host.write("keys.toml", &format!("[barbican.default]\n{profile}"), 0o600);
+        host.write("keys.toml", &format!("[barbican.default]\n{profile}"));
         host
     }
 
@@ -34,20 +40,6 @@ impl Host {
         Self::new(&format!(
             "auth-url = '{url}'\nuser-name = 'u'\nproject-name = 'p'\npassword = 'file:{{}}'\ntimeout-seconds = 1\n"
         ))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str, mode: u32) {
-        fs::write(self.path(name), text).unwrap();
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    fn source(&self, reference: &str) -> KeySource {
-        let managers = KeyManagers::new(Some(&self.path("keys.toml")), FixedKey::Refuse).unwrap();
-        managers.source(&reference.parse().unwrap()).unwrap()
     }
 
     fn fetch(&self) -> Result<Secret, KeyError> {
@@ -161,7 +153,7 @@ fn a_volume_is_registered_as_a_consumer_where_that_is_wanted() {
     note_use().unwrap();
     assert_eq!(stub.received().len(), 0, "nobody asked for it");
     let config = fs::read_to_string(host.path("keys.toml")).unwrap();
-    host.write("keys.toml", &format!("{config}register-consumers = true\n"), 0o600);
+    host.write("keys.toml", &format!("{config}register-consumers = true\n"));
     note_use().unwrap();
     let told = stub.received().pop().unwrap();
     assert_eq!(told.line, uses);
@@ -169,11 +161,8 @@ fn a_volume_is_registered_as_a_consumer_where_that_is_wanted() {
     assert_eq!((&consumer["service"], &consumer["resource_id"]), (&"sealblk".into(), &"/dev/vg0/vm1".into()));
 
     let refusing = but(uses, || Reply::status(401));
-    host.write(
-        "keys.toml",
-        &fs::read_to_string(host.path("keys.toml")).unwrap().replace(&stub.url, &refusing.url),
-        0o600,
-    );
+    let config = fs::read_to_string(host.path("keys.toml")).unwrap();
+    host.write("keys.toml", &config.replace(&stub.url, &refusing.url));
     assert!(matches!(
         host.source(&format!("barbican:{UUID}")).note_use("x"),
         Err(KeyError::NotAllowed { .. })
@@ -314,7 +303,7 @@ fn nobody_there_is_an_outage() {
     assert!(matches!(error, KeyError::Unreachable { .. }), "{error}");
     let host = Host::at("https://name.invalid");
     let config = fs::read_to_string(host.path("keys.toml")).unwrap();
-    host.write("keys.toml", &format!("{config}tls = {{ system-roots = true }}\n"), 0o600);
+    host.write("keys.toml", &format!("{config}tls = {{ system-roots = true }}\n"));
     // Where this machine trusts nobody, that is said first.
     let error = failure(&host);
     assert!(!matches!(error, KeyError::Malformed { .. }), "{error}");
@@ -347,7 +336,7 @@ fn the_catalogue_is_searched_by_region_and_interface() {
         let stub = Stub::new(good);
         let host = Host::at(&stub.url);
         let config = fs::read_to_string(host.path("keys.toml")).unwrap();
-        host.write("keys.toml", &(config + &more.replace("URL", &stub.url)), 0o600);
+        host.write("keys.toml", &(config + &more.replace("URL", &stub.url)));
         match reachable {
             true => assert!(host.fetch().unwrap().expose() == KEY, "{more}"),
             false => {
@@ -363,7 +352,7 @@ fn clouds_yaml_is_read_as_openstack_reads_it() {
     let stub = Stub::new(good);
     let host = Host::new("cloud = 'prod'\nclouds-file = 'CLOUDS'\n");
     let config = fs::read_to_string(host.path("keys.toml")).unwrap();
-    host.write("keys.toml", &config.replace("CLOUDS", host.path("clouds.yaml").to_str().unwrap()), 0o600);
+    host.write("keys.toml", &config.replace("CLOUDS", host.path("clouds.yaml").to_str().unwrap()));
     let public = format!(
         "clouds:\n  other: {{}}\n  prod:\n    region_name: one\n    auth:\n      auth_url: {}/v3\n      username: \"u\"\n      \
          project_name: p\n      user_domain_name: Default\n      project_domain_id: default\n",
@@ -371,11 +360,11 @@ fn clouds_yaml_is_read_as_openstack_reads_it() {
     );
     let secret = format!("clouds: {{prod: {{auth: {{password: '{PASSWORD}'}}}}}}\n");
 
-    host.write("clouds.yaml", &public, 0o644);
+    host.write_with_mode("clouds.yaml", &public, 0o644);
     let error = failure(&host);
     assert!(error.to_string().contains("password"), "{error}");
 
-    host.write("secure.yaml", &secret, 0o600);
+    host.write("secure.yaml", &secret);
     assert!(host.fetch().unwrap().expose() == KEY);
     let body: serde_json::Value = serde_json::from_str(&stub.received()[0].body).unwrap();
     assert_eq!(body["auth"]["identity"]["password"]["user"]["domain"]["name"], "Default");
@@ -384,10 +373,10 @@ fn clouds_yaml_is_read_as_openstack_reads_it() {
     // One file for both has to be as closed as a secret.
     fs::remove_file(host.path("secure.yaml")).unwrap();
     let both = public.replace("auth:\n", &format!("auth:\n      password: '{PASSWORD}'\n"));
-    host.write("clouds.yaml", &both, 0o644);
+    host.write_with_mode("clouds.yaml", &both, 0o644);
     let error = failure(&host);
     assert!(error.to_string().contains("0644") && error.to_string().contains("chmod 600"), "{error}");
-    host.write("clouds.yaml", &both, 0o600);
+    host.write("clouds.yaml", &both);
     assert!(host.fetch().unwrap().expose() == KEY);
 
     for (text, said) in [
@@ -396,7 +385,7 @@ fn clouds_yaml_is_read_as_openstack_reads_it() {
         (both.replace(&format!("'{PASSWORD}'"), "0123"), "between quotes"),
         (format!("{both}    verify: false\n"), "certificates"),
     ] {
-        host.write("clouds.yaml", &text, 0o600);
+        host.write("clouds.yaml", &text);
         let error = failure(&host);
         assert!(error.to_string().contains(said), "{said}: {error}");
     }
@@ -429,7 +418,7 @@ fn the_doctor_names_the_broken_link() {
     assert_eq!(broken_at(&Host::at(&but(RECORD, || Reply::status(404)).url)), Link::KeyState);
     assert_eq!(broken_at(&Host::at(&but(PAYLOAD, || Reply::status(403)).url)), Link::Permission);
     let host = Host::at(&stub.url);
-    host.write("password", "x", 0o644);
+    host.write_with_mode("password", "x", 0o644);
     assert_eq!(broken_at(&host), Link::Credentials);
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert_eq!(broken_at(&Host::at(&format!("http://{gone}"))), Link::Connection);

@@ -242,6 +242,8 @@ fn read_failure(error: io::Error) -> HttpError {
 }
 
 #[cfg(test)]
+pub(super) mod host;
+#[cfg(test)]
 pub(super) mod stub;
 #[cfg(test)]
 mod tests;

@@ -2,27 +2,32 @@
 
 mod stand_in;
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
-use tempfile::TempDir;
 
 use self::stand_in::{GIVEN_TOKEN, SECRET_ID, TOKEN, but, data, vault};
 use crate::keys::conformance::watch::{KEY, assert_hidden_in_error};
 use crate::keys::conformance::{self, admin};
 use crate::keys::doctor::{self, Link};
+use crate::keys::http::host;
 use crate::keys::http::stub::{Received, Reply};
 use crate::keys::{
-    FixedKey, KeyAdmin, KeyError, KeyId, KeyKind, KeyManager, KeyManagers, KeySource, KeySpec, KeyState,
-    SECRET_BYTES_MAX, Secret,
+    KeyAdmin, KeyError, KeyId, KeyKind, KeyManager, KeySpec, KeyState, SECRET_BYTES_MAX, Secret,
 };
 
-/// A folder with a key configuration file and what lets us in.
-struct Host(TempDir);
+/// A host with what lets us in.
+struct Host(host::Host);
+
+impl Deref for Host {
+    type Target = host::Host;
+
+    fn deref(&self) -> &host::Host {
+        &self.0
+    }
+}
 
 impl Host {
     /// One that is let in by a role, with `more` in its profile.
@@ -30,12 +35,12 @@ impl Host {
         Self::let_in_by(url, &format!("role-id = 'disks'\nsecret-id = 'file:@/secret-id'\n{more}"))
     }
 
-    /// One whose profile says `more`, with `@` for its folder, and is not patient.
+    /// One whose profile says `more`, with `@/` for its folder, and is not patient.
     fn let_in_by(url: &str, more: &str) -> Self {
-        let host = Self(tempfile::tempdir().unwrap());
+        let host = Self(host::Host::empty());
         host.write("secret-id", &format!("{SECRET_ID}\n"));
         host.write("token", &format!("{GIVEN_TOKEN}\n"));
-        let more = more.replace('@', host.0.path().to_str().unwrap());
+        let more = more.replace("@/", host.path("").to_str().unwrap());
         host.write(
             "keys.toml",
             &format!(
@@ -45,25 +50,8 @@ impl Host {
         host
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o600)).unwrap();
-    }
-
-    fn managers(&self) -> KeyManagers {
-        KeyManagers::new(Some(&self.path("keys.toml")), FixedKey::Refuse).unwrap()
-    }
-
     fn admin(&self) -> Box<dyn KeyAdmin> {
         self.managers().admin(&"vault".parse().unwrap()).unwrap()
-    }
-
-    fn source(&self, reference: &str) -> KeySource {
-        self.managers().source(&reference.parse().unwrap()).unwrap()
     }
 
     fn fetch(&self, reference: &str) -> Result<Secret, KeyError> {
