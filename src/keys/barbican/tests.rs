@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::keys::conformance::watch::{KEY, assert_hidden_in_error};
 use crate::keys::doctor::{self, Link};
@@ -48,14 +49,19 @@ impl Host {
 }
 
 fn token(url: &str) -> Reply {
+    token_until("2020-01-01T01:00:00.000000Z", "T0KEN", url)
+}
+
+/// A token `text` that is issued at the beginning of 2020.
+fn token_until(expires_at: &str, text: &str, url: &str) -> Reply {
     let body = format!(
-        r#"{{"token": {{"issued_at": "2020-01-01T00:00:00.000000Z", "expires_at": "2020-01-01T01:00:00.000000Z",
+        r#"{{"token": {{"issued_at": "2020-01-01T00:00:00.000000Z", "expires_at": "{expires_at}",
             "catalog": [{{"type": "identity", "endpoints": []}},
                         {{"type": "key-manager", "endpoints": [
                             {{"interface": "internal", "region_id": "two", "url": "http://127.0.0.1:1"}},
                             {{"interface": "public", "region_id": "one", "url": "{url}"}}]}}]}}}}"#
     );
-    Reply::Answer(201, vec!["X-Subject-Token: T0KEN".to_owned()], body.into_bytes())
+    Reply::Answer(201, vec![format!("X-Subject-Token: {text}")], body.into_bytes())
 }
 
 fn record(secret_type: &str, content_type: &str) -> Reply {
@@ -171,7 +177,6 @@ fn a_volume_is_registered_as_a_consumer_where_that_is_wanted() {
 
 #[test]
 fn a_token_that_ended_early_is_replaced_once() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
     let refusals = AtomicUsize::new(1);
     let stub = Stub::new(move |request, url| match request.line.as_str() {
         PAYLOAD if refusals.swap(0, Ordering::Relaxed) > 0 => Reply::status(401),
@@ -185,6 +190,40 @@ fn a_token_that_ended_early_is_replaced_once() {
     assert!(matches!(error, KeyError::NotAllowed { .. }), "{error}");
     assert!(error.to_string().contains("access rules"), "{error}");
     assert_eq!(stub.count(TOKENS), 2, "twice, and not for ever");
+}
+
+/// How long a token lasts is the time between two moments of Keystone's clock.
+#[test]
+fn a_token_is_replaced_before_it_ends() {
+    for (expires_at, tokens) in [
+        ("2020-01-01T01:00:00.000000Z", 1),
+        ("2020-01-01T00:00:00.000001Z", 2),
+        // It had ended when it was issued.
+        ("2020-01-01T00:00:00.000000Z", 2),
+        ("2019-12-31T23:00:00.000000Z", 2),
+    ] {
+        let given = AtomicUsize::new(0);
+        let stub = Stub::new(move |request, url| match request.line.as_str() {
+            TOKENS => {
+                let text = format!("T0KEN-{}", given.fetch_add(1, Ordering::Relaxed) + 1);
+                token_until(expires_at, &text, url)
+            }
+            _ => good(request, url),
+        });
+        assert!(Host::at(&stub.url).fetch().unwrap().expose() == KEY);
+        assert_eq!(stub.count(TOKENS), tokens, "{expires_at}");
+        let last = stub.received().pop().unwrap();
+        assert_eq!((&*last.line, last.header("x-auth-token")), (PAYLOAD, Some(&*format!("T0KEN-{tokens}"))));
+    }
+
+    // Where Barbican takes none of them, that is an answer, and nobody asks for ever.
+    let stub = Stub::new(|request, url| match request.line.as_str() {
+        TOKENS => token_until("2019-12-31T23:00:00.000000Z", "T0KEN", url),
+        _ => Reply::status(401),
+    });
+    let error = failure(&Host::at(&stub.url));
+    assert!(matches!(error, KeyError::NotAllowed { .. }), "{error}");
+    assert_eq!((stub.count(TOKENS), stub.received().len()), (1, 2));
 }
 
 #[test]
