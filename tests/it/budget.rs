@@ -3,15 +3,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::harness::case::read_disk;
 use crate::harness::frontend::*;
 use crate::harness::load::Load;
 use crate::harness::request::*;
 use crate::harness::*;
 
-#[test]
-fn memory_is_bounded_with_all_queues_busy() {
+fn memory_is_bounded_with_all_queues_busy(serve: Serve) {
     const QUEUES: usize = 64;
-    let mut backend = Serve::encrypted().payload_bytes(16 << 20).queues(QUEUES).start();
+    let mut backend = serve.queues(QUEUES).start();
+    if backend.volume.is_luks() {
+        backend.volume.original =
+            read_disk(&Frontend::connect(backend.socket()), 0, backend.volume.original.len());
+    }
     let setup = Setup { queues: QUEUES, queue_size: 64, data_bytes: 80 << 20, ..Setup::default() };
     // As much as there may be at once on each of them, requests of up to 64 KiB.
     let frontend = Frontend::with(backend.socket(), setup);
@@ -23,10 +27,26 @@ fn memory_is_bounded_with_all_queues_busy() {
     }
     load.finish(&frontend.rings);
     backend.assert_memory_is_bounded();
+    backend.assert_own_memory_is_bounded();
     let peak = backend.peak_memory_bytes().expect("it runs");
     assert!(peak > 8 << 20, "{peak} bytes for a program with {QUEUES} busy queues");
     drop(frontend);
     backend.terminate();
+}
+
+#[test]
+fn memory_is_bounded_with_all_queues_of_a_plain_disk_busy() {
+    memory_is_bounded_with_all_queues_busy(Serve::encrypted().payload_bytes(16 << 20));
+}
+
+#[test]
+fn memory_is_bounded_with_all_queues_of_a_luks2_disk_busy() {
+    memory_is_bounded_with_all_queues_busy(Serve::luks2());
+}
+
+#[test]
+fn memory_is_bounded_with_all_queues_of_a_luks1_disk_busy() {
+    memory_is_bounded_with_all_queues_busy(Serve::luks1());
 }
 
 /// Large requests, as many as the ring holds: memory for them is fixed, they wait for it.
@@ -82,6 +102,14 @@ fn lines(backend: &Backend, what: &str) -> usize {
     backend.stderr().lines().filter(|line| line.contains(what)).count()
 }
 
+/// Asserts that a line was written, and at most once every ten seconds in each of so many places.
+#[track_caller]
+fn assert_throttled(backend: &Backend, what: &str, begun: Instant, places: usize) {
+    let most = places * (1 + begun.elapsed().as_secs() as usize / 10);
+    let found = lines(backend, what);
+    assert!((1..=most).contains(&found), "{found} lines: {}", backend.stderr());
+}
+
 #[test]
 fn a_driver_that_breaks_its_ring_again_and_again_does_not_fill_the_log() {
     let begun = Instant::now();
@@ -101,10 +129,7 @@ fn a_driver_that_breaks_its_ring_again_and_again_does_not_fill_the_log() {
     }
     drop(frontend);
     backend.terminate();
-    // One each ten seconds, of each queue.
-    let most = 2 * (1 + begun.elapsed().as_secs() as usize / 10);
-    let found = lines(&backend, "the driver broke its ring");
-    assert!((1..=most).contains(&found), "{found} lines: {}", backend.stderr());
+    assert_throttled(&backend, "the driver broke its ring", begun, 2);
 }
 
 #[test]
@@ -119,7 +144,5 @@ fn a_front_end_that_is_refused_again_and_again_does_not_fill_the_log() {
         frontend.assert_serves(0, 0, 1);
     }
     backend.terminate();
-    let most = 1 + begun.elapsed().as_secs() as usize / 10;
-    let found = lines(&backend, "refused a message of the VMM");
-    assert!((1..=most).contains(&found), "{found} lines: {}", backend.stderr());
+    assert_throttled(&backend, "refused a message of the VMM", begun, 1);
 }

@@ -1,16 +1,10 @@
 //! Volumes that the Linux kernel's dm-crypt wrote, read through our device.
 
-use std::io::Read;
-use std::path::PathBuf;
-
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::harness::volume::{golden, golden_path};
 use crate::harness::*;
-
-fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(name)
-}
 
 /// The documented plaintext: block `i` of 32 bytes is SHA-256 of "rv-golden-v1" and `i` as 64 bits, little endian.
 fn stream(offset_bytes: usize, len: usize) -> Vec<u8> {
@@ -23,14 +17,11 @@ fn stream(offset_bytes: usize, len: usize) -> Vec<u8> {
 }
 
 fn reads_back(name: &str) {
-    let manifest = std::fs::read_to_string(golden("manifest.json")).expect("read the manifest");
+    let manifest = std::fs::read_to_string(golden_path("manifest.json")).expect("read the manifest");
     let manifest: Value = serde_json::from_str(&manifest).expect("the manifest is JSON");
     let images = manifest["images"].as_array().expect("a list of images");
     let entry = images.iter().find(|image| image["name"] == name).expect("the image is in the manifest");
-    let compressed =
-        std::fs::File::open(golden(entry["file"].as_str().expect("a file name"))).expect("open the image");
-    let mut image = Vec::new();
-    flate2::read::GzDecoder::new(compressed).read_to_end(&mut image).expect("unpack the image");
+    let image = golden(entry["file"].as_str().expect("a file name"));
     assert_eq!(image.len() as u64, entry["image_bytes"].as_u64().expect("a size"));
     let sector_bytes = entry["block_size"].as_u64().expect("a block size");
     let original = image.clone();

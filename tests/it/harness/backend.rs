@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::control::Control;
 use super::ring::poll_readable;
-use super::volume::{Layout, Volume, write_key};
+use super::volume::{Layout, Volume, golden, write_key};
 
 /// No test keeps a process longer than this: a hang ends as a failure.
 const LIFETIME: Duration = Duration::from_secs(75);
@@ -109,6 +109,25 @@ impl Serve {
     pub fn luks(image: Vec<u8>, passphrase: &[u8]) -> Self {
         let layout = Layout { key: None, ..Layout::encrypted(image.len()) };
         Self { passphrase: Some(passphrase.to_vec()), ..Self::volume(layout).image(image) }
+    }
+
+    /// A LUKS2 volume that cryptsetup made, with sectors of 4096 bytes and a disk of 4 MiB.
+    pub fn luks2() -> Self {
+        Self::golden_luks("luks2-4096-argon2id.img.gz")
+    }
+
+    /// A LUKS1 volume that cryptsetup made, with a disk of 4 MiB.
+    pub fn luks1() -> Self {
+        Self::golden_luks("luks1-512-sha256.img.gz")
+    }
+
+    fn golden_luks(name: &str) -> Self {
+        const PAYLOAD_SECTORS: u64 = 4096;
+        let mut image = golden(name);
+        image.truncate(PAYLOAD_SECTORS as usize * 512 + (4 << 20));
+        let mut serve = Self::luks(image, b"correct horse");
+        serve.layout.offset_sectors = PAYLOAD_SECTORS;
+        serve.args(&["--logical-block-size", "512"])
     }
 
     /// The volume at `path`, which has a LUKS header, with the key that `key_args` name.
@@ -301,25 +320,44 @@ impl Backend {
     /// The most memory that the process has ever had at a time, the guest's included as far as it was touched. `None`
     /// once it has ended.
     pub fn peak_memory_bytes(&self) -> Option<u64> {
+        self.memory_bytes("VmHWM:")
+    }
+
+    fn memory_bytes(&self, what: &str) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        let found = status.lines().find_map(|line| line.strip_prefix(what))?;
+        let kib: u64 = found.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
         Some(kib << 10)
     }
 
     /// Asserts that the process has never had more memory than SECURITY.md says, whatever the guest did.
     pub fn assert_memory_is_bounded(&self) {
-        // Opening a LUKS volume takes what its key slot asks for.
-        let args = &self.invocation.args;
-        if args.iter().all(|arg| arg != "--format") || self.over {
+        if self.over {
             return;
         }
-        let queues = args.iter().skip_while(|arg| *arg != "--num-queues").nth(1);
-        let queues: u64 = queues.and_then(|count| count.parse().ok()).expect("the harness tells");
-        let most = BASE_BYTES + queues * QUEUE_BYTES + GUEST_BYTES_MAX;
         if let Some(peak) = self.peak_memory_bytes() {
-            assert!(peak <= most, "{queues} queues: {} MiB of memory, of at most {}", peak >> 20, most >> 20);
+            self.assert_within(peak, GUEST_BYTES_MAX);
         }
+    }
+
+    /// Asserts the same of what it has now, and without an allowance for the guest's memory.
+    #[track_caller]
+    pub fn assert_own_memory_is_bounded(&self) {
+        self.assert_within(self.own_memory_bytes(), 0);
+    }
+
+    /// What the process has of memory now that is not shared with the guest.
+    pub fn own_memory_bytes(&self) -> u64 {
+        let shared = self.memory_bytes("RssShmem:").expect("it runs");
+        self.memory_bytes("VmRSS:").expect("it runs").saturating_sub(shared)
+    }
+
+    #[track_caller]
+    fn assert_within(&self, bytes: u64, allowance_bytes: u64) {
+        let queues = self.invocation.args.iter().skip_while(|arg| *arg != "--num-queues").nth(1);
+        let queues: u64 = queues.and_then(|count| count.parse().ok()).expect("the harness tells");
+        let most = BASE_BYTES + queues * QUEUE_BYTES + allowance_bytes;
+        assert!(bytes <= most, "{queues} queues: {} MiB of memory, of at most {}", bytes >> 20, most >> 20);
     }
 
     /// What the process has logged so far.

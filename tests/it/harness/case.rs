@@ -3,7 +3,8 @@
 //! A case places descriptors by hand at the low end of the table, makes them available, says what answer it
 //! expects, and finishes. Finishing proves, whatever the act was: nothing outside the granted buffers and the used
 //! rings was written in guest memory, nothing outside the granted sectors on the volume, no head was answered
-//! twice, the queue serves a valid write and read, and the process ends cleanly when asked to.
+//! twice, the queue serves a valid write and read, the process took no more memory than it may, what lies before the
+//! payload is as it was, and the process ends cleanly when asked to.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -31,18 +32,22 @@ pub struct Case {
 
 impl Case {
     /// Two queues of 64, everything offered accepted but EVENT_IDX.
-    pub fn start() -> Self {
-        Self::with(Setup::queues(2))
+    pub fn start(serve: Serve) -> Self {
+        Self::with(serve, Setup::queues(2))
     }
 
     /// Another driver.
-    pub fn with(setup: Setup) -> Self {
-        Self::over(Serve::encrypted().queues(2).args(&["--discard", "pass"]), setup)
+    pub fn with(serve: Serve, setup: Setup) -> Self {
+        Self::over(serve.queues(2).args(&["--discard", "pass"]), setup)
     }
 
     /// Another server.
     pub fn over(serve: Serve, setup: Setup) -> Self {
-        let backend = serve.start();
+        let mut backend = serve.start();
+        if backend.volume.is_luks() {
+            backend.volume.original =
+                read_disk(&Frontend::connect(backend.socket()), 0, backend.volume.original.len());
+        }
         let frontend = Frontend::with(backend.socket(), setup);
         frontend.ram.watch();
         Self { backend, frontend, granted_memory: Vec::new(), granted_sectors: Vec::new(), queue: 0 }
@@ -168,9 +173,15 @@ impl Case {
         self.frontend.assert_serves(self.queue, PROOF_SECTOR, 99);
         self.granted_sectors.push(PROOF_SECTOR..PROOF_SECTOR + PROOF_SECTORS);
         assert_eq!(self.frontend.rings[self.queue].pending(), 0, "more answers than requests");
+        self.backend.assert_own_memory_is_bounded();
+        // Where only the process has the key, it has to read itself.
+        let read = || read_disk(&self.frontend, self.queue, self.backend.volume.original.len());
+        let read = self.backend.volume.is_luks().then(read);
         drop(self.frontend);
         self.backend.terminate();
-        let (now, before) = (self.backend.volume.plaintext(), &self.backend.volume.original);
+        let volume = &self.backend.volume;
+        volume.assert_header_untouched();
+        let (now, before) = (read.unwrap_or_else(|| volume.plaintext()), &volume.original);
         assert_eq!(now.len(), before.len(), "the volume changed its size");
         let changed =
             (0..now.len() / 512).filter(|i| now[i * 512..(i + 1) * 512] != before[i * 512..(i + 1) * 512]);
@@ -186,4 +197,11 @@ impl Case {
         let shown: Vec<String> = stray.iter().take(8).map(|at| format!("{at:#x}")).collect();
         assert!(stray.is_empty(), "the device wrote {} bytes outside its grant: {shown:?}", stray.len());
     }
+}
+
+/// All that a guest reads of its disk, over one queue.
+pub fn read_disk(frontend: &Frontend, queue: usize, len: usize) -> Vec<u8> {
+    const PART_BYTES: usize = 64 << 10;
+    let parts = (0..len as u64 / 512).step_by(PART_BYTES / 512);
+    parts.flat_map(|sector| frontend.run_on(queue, &Request::read(sector, PART_BYTES)).ok()).collect()
 }

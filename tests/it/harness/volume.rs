@@ -1,7 +1,7 @@
 //! A backing image with known content, and the oracle that says what its ciphertext must be: xts-mode.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -106,6 +106,8 @@ pub struct Volume {
     pub key_file: Option<PathBuf>,
     /// What the payload decrypted to when the volume was made.
     pub original: Vec<u8>,
+    /// What lay before the payload then.
+    header: Vec<u8>,
 }
 
 impl Volume {
@@ -115,9 +117,10 @@ impl Volume {
         let mut bytes = vec![0xee; layout.payload_start()];
         bytes.extend(layout.encrypt(&original));
         let image = dir.join("disk.img");
-        fs::write(&image, bytes).expect("write the image");
+        fs::write(&image, &bytes).expect("write the image");
         let key_file = layout.key.as_ref().map(|key| write_key(dir, key));
-        Self { layout, image, key_file, original }
+        let header = bytes[..layout.payload_start()].to_vec();
+        Self { layout, image, key_file, original, header }
     }
 
     /// Serves an image that exists already.
@@ -125,13 +128,25 @@ impl Volume {
         let path = dir.join("disk.img");
         fs::write(&path, image).expect("write the image");
         let key_file = layout.key.as_ref().map(|key| write_key(dir, key));
-        let original = layout.decrypt(&image[layout.payload_start()..]);
-        Self { layout, image: path, key_file, original }
+        let (header, payload) = image.split_at(layout.payload_start());
+        let (header, original) = (header.to_vec(), layout.decrypt(payload));
+        Self { layout, image: path, key_file, original, header }
     }
 
     /// The bytes in the image file.
     pub fn raw(&self) -> Vec<u8> {
         fs::read(&self.image).expect("read the image")
+    }
+
+    /// Whether its key is in a header of its own: then its `original` is ciphertext, unless somebody has read it.
+    pub fn is_luks(&self) -> bool {
+        self.layout.key.is_none() && self.key_file.is_some()
+    }
+
+    /// Asserts that what lies before the payload is as it was.
+    #[track_caller]
+    pub fn assert_header_untouched(&self) {
+        assert!(self.raw()[..self.header.len()] == self.header, "what lies before the payload was written");
     }
 
     /// The payload's ciphertext.
@@ -161,6 +176,19 @@ impl Volume {
             &wrong[..wrong.len().min(16)]
         );
     }
+}
+
+/// Where the volumes are that the Linux kernel wrote.
+pub fn golden_path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(name)
+}
+
+/// One of them, unpacked.
+pub fn golden(name: &str) -> Vec<u8> {
+    let mut image = Vec::new();
+    let compressed = File::open(golden_path(name)).expect("open the image");
+    flate2::read::GzDecoder::new(compressed).read_to_end(&mut image).expect("unpack the image");
+    image
 }
 
 /// Puts a key or passphrase where the server accepts it from.

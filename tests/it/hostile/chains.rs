@@ -1,5 +1,6 @@
 //! Descriptor chains that no driver would make.
 
+use super::serve;
 use crate::harness::case::*;
 use crate::harness::memory::*;
 use crate::harness::request::*;
@@ -8,7 +9,7 @@ use crate::harness::*;
 
 #[test]
 fn desc_chain_loop() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, data, status) = (case.header(T_OUT, TARGET_SECTOR), case.data(512), case.status());
     for back_to in [0, 1, 2] {
         let ring = case.ring();
@@ -26,7 +27,7 @@ fn desc_chain_loop() {
 
 #[test]
 fn desc_chain_too_long() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let header = case.header(T_OUT, TARGET_SECTOR);
     let mut chain = vec![header];
     chain.extend(vec![case.data(8); 62]);
@@ -37,7 +38,7 @@ fn desc_chain_too_long() {
 
 #[test]
 fn chain_qsize_plus_one() {
-    let case = Case::start();
+    let case = Case::start(serve());
     let mut chain = vec![case.header(T_OUT, TARGET_SECTOR)];
     chain.extend(vec![case.data(512); 63]);
     case.ring().set_chain(0, &chain);
@@ -49,7 +50,7 @@ fn chain_qsize_plus_one() {
 
 #[test]
 fn desc_next_oob() {
-    let case = Case::start();
+    let case = Case::start(serve());
     for next in [64, 65, 0x7fff, 0xffff] {
         let header = case.header(T_FLUSH, 0);
         case.ring().set_desc(0, header.then(next));
@@ -61,7 +62,7 @@ fn desc_next_oob() {
 
 /// Reads into, and writes from, an address that is not all RAM.
 fn unreachable_data(address: u64, len: u32) {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (read, write, status) =
         (case.header(T_IN, TARGET_SECTOR), case.header(T_OUT, TARGET_SECTOR), case.status());
     case.expect_status(&[read, Desc::writable(address, len), status], S_IOERR);
@@ -112,7 +113,7 @@ fn desc_spanning_memory_hole() {
 
 #[test]
 fn header_and_status_out_of_reach() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let status = case.status();
     case.expect_status(&[Desc::readable(HOLE_BASE, 16), status], S_IOERR);
     case.expect_status(&[Desc::readable(HOLE_BASE - 8, 16), status], S_IOERR);
@@ -126,7 +127,7 @@ fn header_and_status_out_of_reach() {
 
 #[test]
 fn desc_len_zero() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, nothing, room, status) =
         (case.header(T_IN, TARGET_SECTOR), case.data(0), case.room(512), case.status());
     for chain in
@@ -142,7 +143,7 @@ fn desc_len_zero() {
 
 #[test]
 fn desc_addr_and_len_zero() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, status) = (case.header(T_IN, TARGET_SECTOR), case.status());
     let head = case.fire_chain(&[header, Desc::writable(0, 0), status]);
     assert_eq!(case.answered(head), 1);
@@ -152,7 +153,7 @@ fn desc_addr_and_len_zero() {
 
 #[test]
 fn desc_write_flag_wrong() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (room, status) = (case.room(512), case.status());
     let mut header = case.header(T_IN, TARGET_SECTOR);
     header.flags = WRITE;
@@ -162,7 +163,7 @@ fn desc_write_flag_wrong() {
 
 #[test]
 fn desc_write_flag_wrong_out() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, room, status) = (case.header(T_OUT, TARGET_SECTOR), case.room(512), case.status());
     case.expect_status(&[header, room, status], S_IOERR);
     case.finish();
@@ -170,7 +171,7 @@ fn desc_write_flag_wrong_out() {
 
 #[test]
 fn desc_read_flag_wrong_in() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, data, status) = (case.header(T_IN, TARGET_SECTOR), case.data(512), case.status());
     case.expect_status(&[header, data, status], S_IOERR);
     case.finish();
@@ -178,7 +179,7 @@ fn desc_read_flag_wrong_in() {
 
 #[test]
 fn desc_status_not_writable() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (write, data) = (case.header(T_OUT, TARGET_SECTOR), case.data(512));
     case.expect_returned(&[write, data, case.data(1)]);
     case.expect_returned(&[case.header(T_FLUSH, 0), case.data(1)]);
@@ -191,7 +192,7 @@ fn desc_status_not_writable() {
 
 #[test]
 fn desc_no_status() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (write, data) = (case.header(T_OUT, TARGET_SECTOR), case.data(512));
     case.expect_returned(&[write, data]);
     let (read, room) = (case.header(T_IN, TARGET_SECTOR), case.room(512));
@@ -201,7 +202,7 @@ fn desc_no_status() {
 
 #[test]
 fn desc_only_header() {
-    let case = Case::start();
+    let case = Case::start(serve());
     for kind in [T_IN, T_OUT, T_FLUSH, T_GET_ID, T_DISCARD, T_WRITE_ZEROES, 99] {
         case.expect_returned(&[case.header(kind, TARGET_SECTOR)]);
     }
@@ -210,7 +211,7 @@ fn desc_only_header() {
 
 #[test]
 fn interleave_rw_descs() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, room, data, status) =
         (case.header(T_IN, TARGET_SECTOR), case.room(512), case.data(16), case.status());
     let head = case.fire_chain(&[header, room, data, status]);
@@ -225,7 +226,7 @@ fn interleave_rw_descs() {
 
 #[test]
 fn desc_all_max_values() {
-    let case = Case::start();
+    let case = Case::start(serve());
     let max = Desc { addr: u64::MAX, len: u32::MAX, flags: u16::MAX, next: u16::MAX };
     case.ring().set_desc(0, max);
     case.fire(&[0]);
@@ -239,7 +240,7 @@ fn desc_all_max_values() {
 
 #[test]
 fn desc_total_len_overflow() {
-    let mut case = Case::with(Setup { data_bytes: 8 * MIB, ..Setup::queues(2) });
+    let mut case = Case::with(serve(), Setup { data_bytes: 8 * MIB, ..Setup::queues(2) });
     // 512 buffers of 8 MiB are 2^32 bytes: a 32-bit sum would see the last 512 alone.
     let (read, write) = (case.header(T_IN, TARGET_SECTOR), case.header(T_OUT, TARGET_SECTOR));
     let (room, data, status) = (case.room(512), case.data(512), case.status());
@@ -260,7 +261,7 @@ fn desc_total_len_overflow() {
 
 #[test]
 fn desc_addr_self_vring() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let ring = case.ring();
     let areas = [(ring.desc_table, 1024u32), (ring.avail & !1, 128), (ring.used, 512)];
     let everything = ring.desc_table..ring.used + 6 + 8 * 64;
@@ -290,7 +291,7 @@ fn desc_addr_self_vring() {
 
 #[test]
 fn modify_inflight_desc() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, room, status) = (case.header(T_IN, TARGET_SECTOR), case.room(4096), case.status());
     for round in 0..300 {
         case.fire_chain(&[header, room, status]);
@@ -306,7 +307,7 @@ fn modify_inflight_desc() {
 
 #[test]
 fn modify_desc_after_avail() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (write, data, status) = (case.header(T_OUT, TARGET_SECTOR), case.data(512), case.status());
     case.grant_sectors(TARGET_SECTOR..TARGET_SECTOR + 1);
     for round in 0..300u64 {
@@ -322,7 +323,7 @@ fn modify_desc_after_avail() {
 
 #[test]
 fn free_exposed_buffer() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (write, data, status) = (case.header(T_OUT, TARGET_SECTOR), case.data(4096), case.status());
     case.grant_sectors(TARGET_SECTOR..TARGET_SECTOR + 8);
     for round in 0..200u8 {
@@ -336,7 +337,7 @@ fn free_exposed_buffer() {
 
 #[test]
 fn status_overlaps_data() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, room) = (case.header(T_IN, TARGET_SECTOR), case.room(512));
     let head = case.fire_chain(&[header, room, Desc::writable(room.addr + 100, 1)]);
     assert_eq!(case.answered(head), 513);
@@ -346,7 +347,7 @@ fn status_overlaps_data() {
 
 #[test]
 fn cross_queue_same_desc() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, room, status) = (case.header(T_IN, TARGET_SECTOR), case.room(4096), case.status());
     for _ in 0..50 {
         for ring in &case.frontend.rings {
@@ -365,7 +366,7 @@ fn cross_queue_same_desc() {
 
 #[test]
 fn desc_unmap_after_submit() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let base = DATA_BASE + (256 << 20);
     let region = Region::new(base, MIB);
     let guest = case.frontend.ram.clone();

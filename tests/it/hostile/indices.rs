@@ -1,5 +1,6 @@
 //! Ring indices, available entries, flags and notifications beyond what a driver would write.
 
+use super::serve;
 use crate::harness::case::*;
 use crate::harness::frontend::*;
 use crate::harness::request::*;
@@ -25,7 +26,7 @@ fn stopped_until_restarted(mut case: Case) {
 #[test]
 fn avail_idx_jump_forward() {
     for jump in [65u16, 66, 1000, 0x8000] {
-        let case = Case::start();
+        let case = Case::start(serve());
         let head = case.ring().set_chain(0, &[case.header(T_FLUSH, 0)]);
         (0..64).for_each(|at| case.ring().set_avail_entry(at, head));
         case.ring().set_avail_idx(jump);
@@ -35,7 +36,7 @@ fn avail_idx_jump_forward() {
 
 #[test]
 fn avail_idx_backwards() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     for _ in 0..5 {
         case.run(&Request::read(0, 512)).ok();
     }
@@ -45,7 +46,7 @@ fn avail_idx_backwards() {
 
 #[test]
 fn avail_idx_decrement_by_one() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     case.run(&Request::read(0, 512)).ok();
     case.ring().set_avail_idx(0);
     stopped_until_restarted(case);
@@ -53,7 +54,7 @@ fn avail_idx_decrement_by_one() {
 
 #[test]
 fn avail_ring_entry_oob() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let chain = [case.header(T_FLUSH, 0), case.status()];
     let good = case.ring().set_chain(3, &chain);
     for bad in [64, 65, 0x7fff, 0xffff] {
@@ -66,7 +67,7 @@ fn avail_ring_entry_oob() {
 
 #[test]
 fn avail_all_invalid_idx() {
-    let case = Case::start();
+    let case = Case::start(serve());
     case.fire(&[0xffff; 64]);
     case.ring().expect_silence();
     case.fire(&[64; 64]);
@@ -76,7 +77,7 @@ fn avail_all_invalid_idx() {
 
 #[test]
 fn duplicate_head() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let chain = [case.header(T_IN, TARGET_SECTOR), case.room(65536), case.status()];
     let head = case.ring().set_chain(0, &chain);
     case.fire(&[head, head]);
@@ -87,7 +88,7 @@ fn duplicate_head() {
 
 #[test]
 fn avail_all_same_desc() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let chain = [case.header(T_IN, TARGET_SECTOR), case.room(65536), case.status()];
     let head = case.ring().set_chain(0, &chain);
     case.fire(&[head; 64]);
@@ -98,7 +99,7 @@ fn avail_all_same_desc() {
 
 #[test]
 fn avail_flags_invalid() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let flush = case.frontend.prepare(0, &Request::flush());
     case.grant_memory(flush.granted()[0].clone());
     for flags in [0xfffeu16, 0xffff, 0x8000, 1] {
@@ -116,7 +117,7 @@ fn avail_flags_invalid() {
 #[test]
 fn avail_used_event_poison() {
     // Without EVENT_IDX the field behind the available ring means nothing.
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let flush = case.frontend.prepare(0, &Request::flush());
     case.grant_memory(flush.granted()[0].clone());
     for poison in [0u16, 1, 0x8000, 0xffff] {
@@ -129,7 +130,7 @@ fn avail_used_event_poison() {
 
 #[test]
 fn event_idx_far_used_event() {
-    let mut case = Case::with(Setup { refuse: 0, ..Setup::queues(2) });
+    let mut case = Case::with(serve(), Setup { refuse: 0, ..Setup::queues(2) });
     assert_ne!(case.frontend.features & F_EVENT_IDX, 0);
     let flush = case.frontend.prepare(0, &Request::flush());
     case.grant_memory(flush.granted()[0].clone());
@@ -146,7 +147,7 @@ fn event_idx_far_used_event() {
 
 #[test]
 fn used_ring_guest_write() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let flush = case.frontend.prepare(0, &Request::flush());
     case.grant_memory(flush.granted()[0].clone());
     let (ram, used) = (case.frontend.ram.clone(), case.ring().used);
@@ -163,7 +164,7 @@ fn used_ring_guest_write() {
 
 #[test]
 fn used_flags_guest_write() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let ram = case.frontend.ram.clone();
     for flags in [1u16, 0xffff] {
         ram.store_u16(case.ring().used, flags);
@@ -174,7 +175,7 @@ fn used_flags_guest_write() {
 
 #[test]
 fn spurious_kick_empty_ring() {
-    let case = Case::start();
+    let case = Case::start(serve());
     for _ in 0..100 {
         case.ring().kick();
     }
@@ -184,7 +185,7 @@ fn spurious_kick_empty_ring() {
 
 #[test]
 fn double_kick_no_new_desc() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     for _ in 0..20 {
         case.run(&Request::read(0, 512)).ok();
         case.ring().kick();
@@ -196,7 +197,7 @@ fn double_kick_no_new_desc() {
 
 #[test]
 fn kick_avail_eq_used() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     case.run(&Request::read(0, 512)).ok();
     case.ring().kick();
     case.ring().expect_silence();
@@ -206,7 +207,7 @@ fn kick_avail_eq_used() {
 
 /// Runs single requests across the 16-bit wrap of both indices.
 fn across_the_wrap(refuse: u64) {
-    let mut case = Case::with(Setup { refuse, ..Setup::queues(2) });
+    let mut case = Case::with(serve(), Setup { refuse, ..Setup::queues(2) });
     let base = 0xffff - 3;
     case.frontend.stop_ring(0);
     case.ring().reset();
@@ -231,7 +232,7 @@ fn avail_wrap_event_idx() {
 
 #[test]
 fn avail_event_uint16_max() {
-    let mut case = Case::with(Setup { refuse: 0, ..Setup::queues(2) });
+    let mut case = Case::with(serve(), Setup { refuse: 0, ..Setup::queues(2) });
     case.frontend.stop_ring(0);
     case.ring().reset();
     case.ring().begin_at(0xfffe);
@@ -247,7 +248,7 @@ fn avail_event_uint16_max() {
 
 #[test]
 fn avail_event_exact_transition() {
-    let case = Case::with(Setup { refuse: 0, ..Setup::queues(2) });
+    let case = Case::with(serve(), Setup { refuse: 0, ..Setup::queues(2) });
     let mut case = case;
     let flush = case.frontend.prepare(0, &Request::flush());
     case.grant_memory(flush.granted()[0].clone());
@@ -269,7 +270,7 @@ fn avail_event_exact_transition() {
 #[test]
 fn notif_suppression_overflow() {
     // Every answer arrives with a driver that sets used_event just behind a whole batch.
-    let mut case = Case::with(Setup { refuse: 0, ..Setup::queues(2) });
+    let mut case = Case::with(serve(), Setup { refuse: 0, ..Setup::queues(2) });
     let flushes: Vec<Prepared> = (0..16).map(|_| case.frontend.prepare(0, &Request::flush())).collect();
     flushes.iter().for_each(|flush| case.grant_memory(flush.granted()[0].clone()));
     let heads: Vec<u16> = flushes.iter().map(|flush| flush.head).collect();
@@ -287,7 +288,7 @@ fn notif_suppression_overflow() {
 
 #[test]
 fn fill_ring_completely() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let header = case.header(T_IN, TARGET_SECTOR);
     for i in 0..64 {
         let table = chained(&[header, case.room(512), case.status()], 0);
@@ -305,7 +306,7 @@ fn fill_ring_completely() {
 
 #[test]
 fn head_reused_as_soon_as_answered() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let chain = [case.header(T_FLUSH, 0), case.status()];
     let head = case.ring().set_chain(0, &chain);
     for _ in 0..200 {
@@ -317,7 +318,7 @@ fn head_reused_as_soon_as_answered() {
 
 #[test]
 fn concurrent_kicks_two_queues() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let reads: Vec<Prepared> =
         (0..2).map(|i| case.frontend.prepare(i, &Request::read(TARGET_SECTOR, 4096))).collect();
     reads.iter().for_each(|read| read.granted().into_iter().for_each(|range| case.grant_memory(range)));
@@ -335,7 +336,7 @@ fn concurrent_kicks_two_queues() {
 
 #[test]
 fn interleaved_multi_kick() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let flushes: Vec<Prepared> = (0..8).map(|_| case.frontend.prepare(0, &Request::flush())).collect();
     flushes.iter().for_each(|flush| case.grant_memory(flush.granted()[0].clone()));
     for _ in 0..50 {
@@ -351,7 +352,7 @@ fn interleaved_multi_kick() {
 
 #[test]
 fn two_batches() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let flushes: Vec<Prepared> = (0..8).map(|_| case.frontend.prepare(0, &Request::flush())).collect();
     flushes.iter().for_each(|flush| case.grant_memory(flush.granted()[0].clone()));
     let heads: Vec<u16> = flushes.iter().map(|flush| flush.head).collect();
@@ -363,7 +364,7 @@ fn two_batches() {
 
 #[test]
 fn no_interrupt_then_clear() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let flush = case.frontend.prepare(0, &Request::flush());
     case.grant_memory(flush.granted()[0].clone());
     case.ring().suppress_interrupts(true);
@@ -379,7 +380,7 @@ fn no_interrupt_then_clear() {
 
 #[test]
 fn used_ring_len_mismatch() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     for len in [512, 1024, 65536] {
         assert_eq!(case.run(&Request::read(0, len)).ok().len(), len);
         case.run(&Request::write(TARGET_SECTOR, &vec![0; 512]).indirect()).ok();

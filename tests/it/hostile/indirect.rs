@@ -1,5 +1,6 @@
 //! Indirect tables that no driver would make.
 
+use super::serve;
 use crate::harness::case::*;
 use crate::harness::frontend::F_INDIRECT;
 use crate::harness::memory::*;
@@ -15,7 +16,7 @@ fn read_table(case: &mut Case) -> (Vec<Desc>, Desc) {
 
 #[test]
 fn indirect_without_feature() {
-    let mut case = Case::with(Setup { queues: 2, ..Setup::without(F_INDIRECT) });
+    let mut case = Case::with(serve(), Setup { queues: 2, ..Setup::without(F_INDIRECT) });
     let (table, _) = read_table(&mut case);
     let head = case.fire_chain(&[case.table(&table)]);
     let len = case.answered(head);
@@ -25,7 +26,7 @@ fn indirect_without_feature() {
 
 #[test]
 fn indirect_nested() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (inner, status) = read_table(&mut case);
     let inner = case.table(&inner);
     case.expect_returned(&[case.table(&[inner])]);
@@ -36,7 +37,7 @@ fn indirect_nested() {
 
 #[test]
 fn indirect_write_and_indirect_flags() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (inner, _) = read_table(&mut case);
     let inner = case.table(&inner).with_flags(WRITE);
     case.expect_returned(&[case.table(&[inner])]);
@@ -45,7 +46,7 @@ fn indirect_write_and_indirect_flags() {
 
 #[test]
 fn indirect_and_next() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, status) = read_table(&mut case);
     case.expect_returned(&[case.table(&table), status]);
     case.finish();
@@ -53,7 +54,7 @@ fn indirect_and_next() {
 
 #[test]
 fn two_indirects_via_next() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, _) = read_table(&mut case);
     let table = case.table(&table);
     case.expect_returned(&[table, table]);
@@ -63,7 +64,7 @@ fn two_indirects_via_next() {
 #[test]
 fn indirect_chained_via_next() {
     // The specification asks for this one: ordinary descriptors, then one indirect table.
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (header, room, status) = (case.header(T_IN, TARGET_SECTOR), case.room(512), case.status());
     let head = case.fire_chain(&[header, case.table(&chained(&[room, status], 0))]);
     assert_eq!(case.answered(head), 513);
@@ -74,7 +75,7 @@ fn indirect_chained_via_next() {
 #[test]
 fn desc_write_and_indirect() {
     // The specification: the write flag of a descriptor that refers to a table is ignored.
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, status) = read_table(&mut case);
     let head = case.fire_chain(&[case.table(&table).with_flags(WRITE)]);
     assert_eq!(case.answered(head), 513);
@@ -84,7 +85,7 @@ fn desc_write_and_indirect() {
 
 #[test]
 fn indirect_len_not_multiple() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, _) = read_table(&mut case);
     let table = case.table(&table);
     for len in [1, 15, 17, 47, 49] {
@@ -95,7 +96,7 @@ fn indirect_len_not_multiple() {
 
 #[test]
 fn indirect_len_zero() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, _) = read_table(&mut case);
     case.expect_returned(&[Desc { len: 0, ..case.table(&table) }]);
     case.finish();
@@ -103,14 +104,14 @@ fn indirect_len_zero() {
 
 #[test]
 fn indirect_zero_entries() {
-    let case = Case::start();
+    let case = Case::start(serve());
     case.expect_returned(&[Desc::indirect(0, 0)]);
     case.finish();
 }
 
 #[test]
 fn indirect_len_huge() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, _) = read_table(&mut case);
     for len in [u32::MAX, 0xffff_fff0, 1 << 31] {
         case.expect_returned(&[Desc { len, ..case.table(&table) }]);
@@ -120,7 +121,7 @@ fn indirect_len_huge() {
 
 #[test]
 fn indirect_addr_oob() {
-    let case = Case::start();
+    let case = Case::start(serve());
     for at in [0, HOLE_BASE, DATA_BASE + (1 << 20), u64::MAX, u64::MAX - 47] {
         case.expect_returned(&[Desc::indirect(at, 48)]);
     }
@@ -129,7 +130,7 @@ fn indirect_addr_oob() {
 
 #[test]
 fn indirect_cross_page_unmapped() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, _) = read_table(&mut case);
     let bytes: Vec<u8> = table.iter().flat_map(|desc| desc.to_bytes()).collect();
     case.frontend.ram.write(HOLE_BASE - 32, &bytes[..32]);
@@ -139,7 +140,7 @@ fn indirect_cross_page_unmapped() {
 
 #[test]
 fn indirect_cross_page_split() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, status) = read_table(&mut case);
     let bytes: Vec<u8> = table.iter().flat_map(|desc| desc.to_bytes()).collect();
     for before in [16, 32, 24] {
@@ -155,7 +156,7 @@ fn indirect_cross_page_split() {
 
 #[test]
 fn indirect_chain_loop() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, status) = read_table(&mut case);
     for back_to in [0, 1, 2] {
         let looped = [table[0], table[1], status.then(back_to)];
@@ -166,7 +167,7 @@ fn indirect_chain_loop() {
 
 #[test]
 fn indirect_next_oob() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let (table, _) = read_table(&mut case);
     for next in [3, 4, 0xffff] {
         case.expect_returned(&[case.table(&[table[0].then(next), table[1], table[2]])]);
@@ -185,7 +186,7 @@ fn long_table(case: &mut Case, count: usize) -> (Desc, Desc) {
 
 #[test]
 fn indirect_too_many_entries() {
-    let mut case = Case::with(Setup { data_bytes: 4 * MIB, ..Setup::queues(2) });
+    let mut case = Case::with(serve(), Setup { data_bytes: 4 * MIB, ..Setup::queues(2) });
     for count in [1025, 1026, 4096, 65535] {
         let (table, _) = long_table(&mut case, count);
         case.expect_returned(&[table]);
@@ -195,7 +196,7 @@ fn indirect_too_many_entries() {
 
 #[test]
 fn indirect_of_the_largest_size() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     // 992 pieces of 32 bytes are 62 sectors.
     let (table, status) = long_table(&mut case, 994);
     let head = case.fire_chain(&[table]);

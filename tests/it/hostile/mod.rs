@@ -9,9 +9,9 @@
 //! no descriptor, or a head that is in flight already, is skipped; an impossible available index stops that queue
 //! until it is restarted, and no other.
 
-mod blk;
-mod blk_ranges;
-mod chains;
-mod indices;
-mod indirect;
-mod state;
+//!
+//! Every case is run on a volume without a header, and on LUKS volumes, whose header has to stay as it was.
+
+mod luks1;
+mod luks2;
+mod plain;

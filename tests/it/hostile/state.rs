@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
+use super::serve;
 use crate::harness::case::*;
 use crate::harness::frontend::*;
 use crate::harness::request::*;
@@ -14,7 +15,7 @@ use crate::harness::*;
 
 #[test]
 fn double_feature_negotiation() {
-    let case = Case::start();
+    let case = Case::start(serve());
     for _ in 0..5 {
         let offered = case.frontend.messages.get_features().expect("GET_FEATURES");
         assert_eq!(offered, case.frontend.offered);
@@ -25,7 +26,7 @@ fn double_feature_negotiation() {
 
 #[test]
 fn accept_unoffered_feature() {
-    let case = Case::start();
+    let case = Case::start(serve());
     for bit in [0, 3, 7, 16, 27, 33, 34, 35, 40, 63] {
         // A refusal is as good as ignoring it: the queue must serve either way.
         let _ = case.frontend.messages.set_features(case.frontend.features | 1 << bit);
@@ -36,7 +37,7 @@ fn accept_unoffered_feature() {
 
 #[test]
 fn change_features_after_ok() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let fewer = case.frontend.features & !(F_INDIRECT | F_MQ | F_WRITE_ZEROES);
     // Whether it is taken or refused while rings run, the rings go on.
     let _ = case.frontend.messages.set_features(fewer);
@@ -47,7 +48,7 @@ fn change_features_after_ok() {
 
 #[test]
 fn enable_queue_twice() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     for _ in 0..10 {
         case.frontend.messages.set_vring_enable(0, true).expect("enable again");
     }
@@ -57,7 +58,7 @@ fn enable_queue_twice() {
 
 #[test]
 fn queue_toggle() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let read = case.frontend.prepare(0, &Request::read(0, 512));
     read.granted().into_iter().for_each(|range| case.grant_memory(range));
     for _ in 0..20 {
@@ -73,7 +74,7 @@ fn queue_toggle() {
 
 #[test]
 fn kick_before_enable() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let read = case.frontend.prepare(0, &Request::read(0, 512));
     read.granted().into_iter().for_each(|range| case.grant_memory(range));
     case.frontend.stop_ring(0);
@@ -87,7 +88,7 @@ fn kick_before_enable() {
 
 #[test]
 fn kick_after_reset() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let read = case.frontend.prepare(0, &Request::read(0, 512));
     read.granted().into_iter().for_each(|range| case.grant_memory(range));
     case.frontend.messages.reset_device().expect("RESET_DEVICE");
@@ -103,7 +104,7 @@ fn kick_after_reset() {
 
 #[test]
 fn device_reset_during_io() {
-    let mut case = Case::with(Setup { data_bytes: 2 << 20, ..Setup::queues(2) });
+    let mut case = Case::with(serve(), Setup { data_bytes: 2 << 20, ..Setup::queues(2) });
     let mut reads = Vec::new();
     for i in 0..16 {
         let read = case.frontend.prepare(0, &Request::read(i * 128, 65536).indirect());
@@ -129,7 +130,7 @@ fn device_reset_during_io() {
 
 #[test]
 fn queue_drain_race() {
-    let mut case = Case::with(Setup { data_bytes: 2 << 20, ..Setup::queues(2) });
+    let mut case = Case::with(serve(), Setup { data_bytes: 2 << 20, ..Setup::queues(2) });
     let mut reads = Vec::new();
     for i in 0..16 {
         let read = case.frontend.prepare(0, &Request::read(i * 128, 65536).indirect());
@@ -153,7 +154,7 @@ fn queue_drain_race() {
 
 #[test]
 fn back_to_back_resets() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     for _ in 0..20 {
         case.frontend.messages.reset_device().expect("RESET_DEVICE");
     }
@@ -174,7 +175,7 @@ fn restart(case: &mut Case) {
 
 #[test]
 fn many_reinit_cycles() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     for _ in 0..40 {
         case.frontend.messages.reset_device().expect("RESET_DEVICE");
         case.frontend.messages.set_features(case.frontend.features).expect("SET_FEATURES");
@@ -186,7 +187,7 @@ fn many_reinit_cycles() {
 
 #[test]
 fn reinit_reduced_features() {
-    let mut case = Case::with(Setup { refuse: 0, ..Setup::queues(2) });
+    let mut case = Case::with(serve(), Setup { refuse: 0, ..Setup::queues(2) });
     case.run(&Request::read(0, 4096)).ok();
     case.frontend.messages.reset_device().expect("RESET_DEVICE");
     let fewer = F_VERSION_1 | F_PROTOCOL;
@@ -201,7 +202,7 @@ fn reinit_reduced_features() {
 
 #[test]
 fn queue_reenable_without_config() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     case.run(&Request::read(0, 512)).ok();
     let base = case.frontend.stop_ring(0);
     assert_eq!(base, 1);
@@ -217,7 +218,7 @@ fn queue_reenable_without_config() {
 
 #[test]
 fn queue_setup_after_driver_ok() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     // A running ring's geometry does not change under it: refused, and the ring goes on.
     let ring = case.ring().addresses();
     let mut wire = case.frontend.wire();
@@ -235,7 +236,7 @@ fn queue_setup_after_driver_ok() {
 
 #[test]
 fn queue_size_change_after_reset() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     for size in [16u16, 128, 256, 2, 64] {
         let used: Vec<_> = case.frontend.rings.iter().map(Ring::used_area).collect();
         used.into_iter().for_each(|range| case.grant_memory(range));
@@ -303,7 +304,7 @@ fn kick_during_init() {
 
 #[test]
 fn kick_and_reset_race() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let read = case.frontend.prepare(0, &Request::read(0, 4096));
     read.granted().into_iter().for_each(|range| case.grant_memory(range));
     for _ in 0..50 {
@@ -322,7 +323,7 @@ fn kick_and_reset_race() {
 
 #[test]
 fn forward_large_config() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     for (offset, len) in [(0, 4000), (32, 1024), (0x800, 2000)] {
         let bytes = case.frontend.config(offset, len).expect("GET_CONFIG");
         assert_eq!(bytes.len(), len);
@@ -332,7 +333,7 @@ fn forward_large_config() {
 
 #[test]
 fn config_wce_toggle() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     for i in 0..50 {
         case.frontend.set_config(32, &[i & 1]).expect("SET_CONFIG");
         assert_eq!(case.frontend.config(32, 1).expect("GET_CONFIG"), [i & 1]);
@@ -343,7 +344,7 @@ fn config_wce_toggle() {
 
 #[test]
 fn mq_oob_queue() {
-    let mut case = Case::start();
+    let mut case = Case::start(serve());
     let mut wire = case.frontend.wire();
     for queue in [2, 3, 15, 255, 256, u32::MAX] {
         for (code, value) in [(SET_VRING_NUM, 64), (SET_VRING_BASE, 0), (SET_VRING_ENABLE, 1)] {
