@@ -1,5 +1,6 @@
 //! Keeping the log readable when a guest or VMM can cause messages at will.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// At most one message in this time.
@@ -21,6 +22,17 @@ impl Throttle {
         }
         self.last = Some(Instant::now());
         Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+/// A [`Throttle`] that several threads may ask.
+#[derive(Debug, Default)]
+pub struct SharedThrottle(Mutex<Throttle>);
+
+impl SharedThrottle {
+    /// As [`Throttle::admit`].
+    pub fn admit(&self) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).admit()
     }
 }
 

@@ -69,7 +69,11 @@ impl BackendChannel {
     /// Tells the front end that the configuration space has changed. Returns whether the message was sent.
     pub(super) fn tell_of_config_change(&self) -> bool {
         let header = [BackendReq::CONFIG_CHANGE_MSG as u32, VERSION, 0].map(u32::to_ne_bytes);
-        send_whole(&self.0, header.as_flattened())
+        let told = send_whole(&self.0, header.as_flattened());
+        if !told {
+            tracing::warn!("the VMM does not read what it is told");
+        }
+        told
     }
 }
 
@@ -84,9 +88,5 @@ pub(super) fn acknowledge(stream: &UnixStream) {
 /// Sends without waiting for room: there was some when the message was received, and a front end that reads nothing
 /// is told nothing.
 fn send_whole(socket: impl std::os::fd::AsFd, bytes: &[u8]) -> bool {
-    let sent = send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-    if sent != Ok(bytes.len()) {
-        tracing::warn!(?sent, "the VMM does not read what it is told");
-    }
-    sent == Ok(bytes.len())
+    send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) == Ok(bytes.len())
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
+use super::complaints::Complaints;
 use super::config::{CacheMode, DeviceConfig, DiscardPolicy};
 use super::control::protocol::VolumeStatus;
 use super::suspension::KeyShape;
@@ -38,6 +39,7 @@ pub(super) struct Device {
     suspended: AtomicBool,
     /// There is a front end.
     connected: AtomicBool,
+    complaints: Complaints,
 }
 
 /// The write cache as the driver knows it. It outlives resets and connections, since front ends remember it
@@ -69,7 +71,24 @@ impl Device {
         let cache = Mutex::new(Cache { writeback: config.cache == CacheMode::Writeback, known: false });
         let (drained, connected) = (AtomicBool::new(false), AtomicBool::new(false));
         let capacity_bytes = AtomicU64::new(disk.view.geometry.capacity_bytes);
-        Self { disk, config, tenure, extent, capacity_bytes, cache, key_shape, drained, suspended, connected }
+        Self {
+            disk,
+            config,
+            tenure,
+            extent,
+            capacity_bytes,
+            cache,
+            key_shape,
+            drained,
+            suspended,
+            connected,
+            complaints: Complaints::default(),
+        }
+    }
+
+    /// What may be told of front ends now.
+    pub(super) fn complaints(&self) -> &Complaints {
+        &self.complaints
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -266,6 +285,7 @@ impl Device {
         if !self.tenure.take(threads)? {
             return Ok(());
         }
+        self.complaints.taken(self.tenure.path());
         match self.measure() {
             Ok((PayloadExtent::WholeVolume, capacity_bytes)) if capacity_bytes > self.capacity_bytes() => {
                 tracing::info!(capacity_bytes, "the disk has grown since this process has seen it");
@@ -286,7 +306,10 @@ impl Device {
     /// When it is not durable. The volume is still ours then, and nobody else can go on with what was lost.
     pub(super) fn let_go(&self, threads: &[QueueThread]) -> Result<(), TenureError> {
         self.sync().map_err(TenureError::NotDurable)?;
-        self.tenure.let_go(threads)
+        if self.tenure.let_go(threads)? {
+            self.complaints.let_go(self.tenure.path());
+        }
+        Ok(())
     }
 
     /// Has the word of a failed `fdatasync` outlive a crash, in that region, and takes over what a predecessor has left

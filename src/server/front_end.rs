@@ -1,6 +1,5 @@
 //! One front end after the other, from its connection to its end, and the orders that come meanwhile.
 
-use std::cell::RefCell;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +17,6 @@ use super::peers::Peers;
 use super::session::Session;
 use super::socket::{Next, Socket};
 use super::stop::StopSignal;
-use crate::throttle::Throttle;
 use crate::worker::QueueThread;
 
 /// What front ends are served with.
@@ -29,29 +27,6 @@ pub(super) struct Reception<'a> {
     pub(super) stop: &'a StopSignal,
     /// Whether the socket can be given to a successor.
     pub(super) hands_over: bool,
-    /// Of the lines that tell of messages that were refused, and of connections that ended badly.
-    pub(super) complaints: Complaints,
-}
-
-/// Keeps front ends that misbehave from filling the log, however often they connect.
-#[derive(Debug, Default)]
-pub(super) struct Complaints {
-    refusals: RefCell<Throttle>,
-    endings: RefCell<Throttle>,
-}
-
-impl Complaints {
-    fn refused(&self, request: &str, error: &io::Error) {
-        if let Some(not_shown_before) = self.refusals.borrow_mut().admit() {
-            tracing::warn!(request, not_shown_before, %error, "refused a message of the VMM");
-        }
-    }
-
-    fn ended(&self, error: &dyn std::fmt::Display) {
-        if let Some(not_shown_before) = self.endings.borrow_mut().admit() {
-            tracing::warn!(not_shown_before, %error, "connection to the VMM ended");
-        }
-    }
 }
 
 /// Why serving is over.
@@ -99,11 +74,11 @@ impl Reception<'_> {
 
     /// Serves one front end, and says so.
     pub(super) fn receive(&self, stream: UnixStream) -> Result<End, ServeError> {
-        tracing::info!("VMM connected");
+        self.device.complaints().connected();
         self.device.set_connected(true);
         let end = self.serve_front_end(stream);
         self.device.set_connected(false);
-        tracing::info!("VMM disconnected");
+        self.device.complaints().disconnected();
         end
     }
 
@@ -129,7 +104,7 @@ impl Reception<'_> {
                 },
                 Arrival::Stop => return Ok(End::Stop),
                 Arrival::Stuck => {
-                    self.complaints.ended(&"it began a message and did not finish it");
+                    self.device.complaints().ended(&"it began a message and did not finish it");
                     return Ok(End::Disconnected);
                 }
             }
@@ -141,7 +116,7 @@ impl Reception<'_> {
                 match BackendChannel::receive(&watched) {
                     Ok((channel, asks)) => locked(session).set_channel(channel, asks, &watched),
                     Err(error) => {
-                        self.complaints.ended(&error);
+                        self.device.complaints().ended(&error);
                         return Ok(End::Disconnected);
                     }
                 }
@@ -152,9 +127,11 @@ impl Reception<'_> {
                 Ok(()) => drop(locked(session).tell_of_growth()),
                 Err(VhostUserError::Disconnected) => return Ok(End::Disconnected),
                 // The front end has been told, if it asked to be.
-                Err(VhostUserError::ReqHandlerError(error)) => self.complaints.refused(&request, &error),
+                Err(VhostUserError::ReqHandlerError(error)) => {
+                    self.device.complaints().refused(&request, &error)
+                }
                 Err(error) => {
-                    self.complaints.ended(&error);
+                    self.device.complaints().ended(&error);
                     return Ok(End::Disconnected);
                 }
             }

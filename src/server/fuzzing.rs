@@ -9,7 +9,7 @@ use signal_hook::consts::SIGPIPE;
 use super::config::{CacheMode, DeviceConfig, DiscardPolicy, VolumeConfig};
 use super::control::orders::{self, Desk};
 use super::device::{self, Device};
-use super::front_end::{Complaints, Reception};
+use super::front_end::Reception;
 use super::stop::StopSignal;
 use super::tenure::Tenure;
 use super::volume_file::open_volume;
@@ -75,8 +75,7 @@ impl Bench {
     /// When a queue thread has ended, which nothing that a front end says may bring about.
     pub fn converse(&self, stream: UnixStream) {
         let Self { device, threads, stop, .. } = self;
-        let complaints = Complaints::default();
-        let reception = Reception { device, threads, stop, hands_over: false, complaints };
+        let reception = Reception { device, threads, stop, hands_over: false };
         let _ = reception.receive(stream);
         assert!(!stop.has_failed(), "a queue thread broke down");
     }

@@ -6,6 +6,7 @@
 
 mod arrival;
 mod backend_channel;
+mod complaints;
 pub mod config;
 pub mod control;
 mod device;
@@ -45,7 +46,7 @@ use control::protocol::Fault;
 use control::service::Service;
 use device::Device;
 use enclosure::Enclosure;
-use front_end::{Complaints, End, Reception};
+use front_end::{End, Reception};
 use harden::shield_stack;
 use peers::Peers;
 use socket::Sockets;
@@ -113,8 +114,7 @@ pub fn serve(mut config: ServeConfig) -> Result<(), ServeError> {
     sandbox.confine(role)?;
     tracing::info!("waiting for the VMM");
     let hands_over = socket.has_more();
-    let complaints = Complaints::default();
-    let reception = Reception { device: &device, threads: &threads, stop: &stop, hands_over, complaints };
+    let reception = Reception { device: &device, threads: &threads, stop: &stop, hands_over };
     let end = reception.serve(&mut socket, &mut peers, config.once)?;
     // The sockets go first, so that nobody connects to a server that is going away.
     drop((socket, control));

@@ -253,7 +253,14 @@ impl<'a> Rings<'a> {
             match self.start_if_ready(index, memory) {
                 Ok(()) => self.rings[index].paused = false,
                 Err(error @ (StartError::Queue(_) | StartError::Ring(_) | StartError::Untracked(_))) => {
-                    tracing::warn!(queue = index, %error, "the front end took a running ring's memory; it waits");
+                    if let Some(not_shown_before) = self.threads[index].complaints().taken_memory.admit() {
+                        tracing::warn!(
+                            queue = index,
+                            not_shown_before,
+                            %error,
+                            "the front end took a running ring's memory; it waits"
+                        );
+                    }
                 }
                 Err(error) => failed = Err(error),
             }

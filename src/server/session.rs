@@ -46,7 +46,7 @@ impl<'a> Session<'a> {
     /// A front end that has said nothing yet. Until it says that it can flush, writes are durable.
     pub(super) fn new(device: &'a Device, threads: &'a [QueueThread]) -> Self {
         if let Err(error) = device.set_writeback(false) {
-            tracing::warn!(%error, "what was written before this VMM connected may not be durable");
+            device.complaints().undurable(&error);
         }
         let rings = Rings::new(threads, device);
         let acked_protocol = VhostUserProtocolFeatures::empty();
@@ -428,7 +428,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
             Ok::<_, VhostUserError>((geometry, inflight::create_file(&geometry).map_err(refuse)?))
         };
         let (geometry, file) = make().map_err(|error| {
-            tracing::warn!(%error, "cannot make the in-flight region that the VMM asks for");
+            self.device.complaints().unfit_file("in-flight region", &error);
             VhostUserError::InvalidParam
         })?;
         let InflightGeometry { len_bytes, offset_bytes, queue_count, queue_size } = geometry;
@@ -479,10 +479,7 @@ impl VhostUserBackendReqHandlerMut for Session<'_> {
         let log = DirtyLog::map(file, given.mmap_offset, given.mmap_size)
             .and_then(|log| log.check_covers(&self.memory).map(|()| log))
             .map_err(|error| {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot use the dirty log of the VMM"
-                );
+                self.device.complaints().unfit_file("dirty log", &error);
                 VhostUserError::InvalidParam
             })?;
         self.log = Some(Arc::new(log));

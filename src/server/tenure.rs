@@ -120,15 +120,14 @@ impl Tenure {
         let _ = header_lock::mark_served(&opened.file);
         self.hand_out(&mut state, opened, threads)?;
         (state.held, state.patience) = (true, BUSY_PATIENCE);
-        tracing::info!(volume = %self.config.path.display(), "the volume is ours: the guest goes on here");
         Ok(true)
     }
 
-    /// Lets go of the volume, if it is held: everything on it is durable, and no ring runs.
-    pub(super) fn let_go(&self, threads: &[QueueThread]) -> Result<(), TenureError> {
+    /// Lets go of the volume, if it is held, and returns whether it was: everything on it is durable, and no ring runs.
+    pub(super) fn let_go(&self, threads: &[QueueThread]) -> Result<bool, TenureError> {
         let mut state = self.state();
         if !state.held {
-            return Ok(());
+            return Ok(false);
         }
         let idle = reopen_idle(&state.volume, &self.config)?;
         let locked = Arc::clone(&state.volume);
@@ -138,8 +137,7 @@ impl Tenure {
         if let Err(error) = rustix::fs::flock(&locked, FlockOperation::Unlock) {
             tracing::debug!(%error, "the lock ends with the open file");
         }
-        tracing::info!(volume = %self.config.path.display(), "let go of the volume: the guest may go on elsewhere");
-        Ok(())
+        Ok(true)
     }
 
     fn hand_out(

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::throttle::Throttle;
+use crate::throttle::SharedThrottle;
 use crate::virtio::request::{RequestKind, SectorRange};
 use crate::virtio::wire::Status;
 
@@ -83,12 +83,25 @@ pub struct Monitor {
     /// Whether held requests are to be tried again. The one thing that others say here.
     retry: AtomicBool,
     last_error: Mutex<Option<String>>,
-    /// Of the lines that tell of broken rings, and of failed requests. The worker's, which outlives its queues: a driver
-    /// can have these made anew as often as it likes.
-    broken_rings: Mutex<Throttle>,
-    io_errors: Mutex<Throttle>,
+    complaints: QueueComplaints,
     refused: Counter,
     kinds: [Counters; KINDS],
+}
+
+/// Lines of the log that a driver or its VMM can have written of a queue. The worker's, which outlives its queues: they
+/// can have these made anew as often as they like.
+#[derive(Debug, Default)]
+pub(crate) struct QueueComplaints {
+    /// The driver broke its ring.
+    pub(super) broken_rings: SharedThrottle,
+    /// Storage failed a request.
+    pub(super) io_errors: SharedThrottle,
+    /// A ring went on from what the in-flight region has of it.
+    pub(super) recoveries: SharedThrottle,
+    /// A ring could not go on from that.
+    pub(super) foreign_regions: SharedThrottle,
+    /// The VMM took the memory of a running ring.
+    pub(crate) taken_memory: SharedThrottle,
 }
 
 const KINDS: usize = 6;
@@ -150,14 +163,9 @@ impl Monitor {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
-    /// Whether a line may tell of a broken ring now, and of how many none has told before.
-    pub(super) fn admit_broken_ring(&self) -> Option<u64> {
-        self.broken_rings.lock().unwrap_or_else(PoisonError::into_inner).admit()
-    }
-
-    /// Whether a line may tell of a failed request now, and of how many none has told before.
-    pub(super) fn admit_io_error(&self) -> Option<u64> {
-        self.io_errors.lock().unwrap_or_else(PoisonError::into_inner).admit()
+    /// What may be told of the queue now.
+    pub(super) fn complaints(&self) -> &QueueComplaints {
+        &self.complaints
     }
 
     /// Asks for the held requests to be tried again. Returns how many there are; the worker has to be woken.

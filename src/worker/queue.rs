@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::monitor::{Monitor, QueueState};
+use super::monitor::{Monitor, QueueComplaints, QueueState};
 use crate::guest::{DirtyLog, GuestBuffer, GuestMemory, LocalMemory};
 use crate::virtio::request::{RequestKind, SectorRange, StatusAddress};
 use crate::virtio::{Chain, Head, Recovery, RingError, RingSetup, RingState, Tracking, Virtq};
@@ -66,7 +66,7 @@ impl Queue {
         ring.set_log(setup.log);
         let tracked = setup.tracking.is_some();
         if let Some(tracking) = setup.tracking {
-            report_recovery(setup.index, ring.track(tracking)?);
+            report_recovery(setup.index, ring.track(tracking)?, monitor.complaints());
         }
         let queue = Self {
             index: setup.index,
@@ -204,7 +204,7 @@ impl Queue {
     fn break_down(&mut self, error: &RingError) {
         self.broken = true;
         self.show_state();
-        if let Some(not_shown_before) = self.monitor.admit_broken_ring() {
+        if let Some(not_shown_before) = self.monitor.complaints().broken_rings.admit() {
             let queue = self.index;
             tracing::warn!(queue, not_shown_before, %error, "the driver broke its ring; queue stopped until it is reset");
         }
@@ -233,7 +233,7 @@ impl Queue {
         };
         let SectorRange { offset_bytes, len_bytes } = range;
         self.monitor.set_last_error(format!("{what} of {len_bytes} bytes at byte {offset_bytes}: {error}"));
-        let Some(not_shown_before) = self.monitor.admit_io_error() else { return };
+        let Some(not_shown_before) = self.monitor.complaints().io_errors.admit() else { return };
         tracing::warn!(
             queue = self.index,
             offset_bytes = range.offset_bytes,
@@ -245,14 +245,22 @@ impl Queue {
     }
 }
 
-fn report_recovery(queue: u16, recovery: Recovery) {
+fn report_recovery(queue: u16, recovery: Recovery, complaints: &QueueComplaints) {
     let Recovery { repeats, foreign } = recovery;
-    if repeats > 0 {
-        tracing::info!(queue, repeats, "repeating requests that were under way when the last process ended");
+    if repeats > 0
+        && let Some(not_shown_before) = complaints.recoveries.admit()
+    {
+        tracing::info!(
+            queue,
+            repeats,
+            not_shown_before,
+            "repeating requests that were under way when the last process ended"
+        );
     }
-    if foreign {
+    if foreign && let Some(not_shown_before) = complaints.foreign_regions.admit() {
         tracing::warn!(
             queue,
+            not_shown_before,
             "the in-flight region is not about this ring as it is now; going on as the used ring tells"
         );
     }

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::attendance::{self, Attendant, attend};
+use super::monitor::QueueComplaints;
 use super::{Disk, Monitor, QueueError, QueueSetup, QueueView, Worker};
 use crate::cipher::Xts;
 use crate::guest::{DirtyLog, GuestMemory};
@@ -92,6 +93,11 @@ impl QueueThread {
         let ended = || X::from(io::Error::other("a queue thread ended while starting"));
         let monitor = started.recv().map_err(|_| ended())??;
         Ok(Self { commands: Some(commands), monitor, wake, thread: Some(thread) })
+    }
+
+    /// What may be told of the queue now.
+    pub(crate) fn complaints(&self) -> &QueueComplaints {
+        self.monitor.complaints()
     }
 
     /// A way to look at the worker, and to have it try again, from any thread.

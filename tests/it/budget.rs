@@ -1,12 +1,21 @@
 //! What a guest can cost: memory, the share of others, lines of the log.
 
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use vhost::VhostBackend;
 
 use crate::harness::case::read_disk;
 use crate::harness::frontend::*;
 use crate::harness::load::Load;
+use crate::harness::log::Log;
+use crate::harness::memory::RINGS_BASE;
 use crate::harness::request::*;
+use crate::harness::ring::wait_until;
+use crate::harness::wire::*;
 use crate::harness::*;
 
 fn memory_is_bounded_with_all_queues_busy(serve: Serve) {
@@ -145,4 +154,111 @@ fn a_front_end_that_is_refused_again_and_again_does_not_fill_the_log() {
     }
     backend.terminate();
     assert_throttled(&backend, "refused a message of the VMM", begun, 1);
+}
+
+#[test]
+fn a_front_end_that_comes_and_goes_does_not_fill_the_log() {
+    let begun = Instant::now();
+    let mut backend = Serve::encrypted().start();
+    for _ in 0..40 {
+        drop(dial(backend.socket()));
+    }
+    Frontend::connect(backend.socket()).assert_serves(0, 0, 1);
+    backend.terminate();
+    for what in ["VMM connected", "VMM disconnected"] {
+        assert_throttled(&backend, what, begun, 1);
+    }
+}
+
+#[test]
+fn kick_descriptors_that_cannot_be_waited_on_do_not_fill_the_log() {
+    const LINE: &str = "a kick descriptor cannot be waited on";
+    let begun = Instant::now();
+    let mut backend = Serve::encrypted().queues(2).start();
+    let mut frontend = Frontend::with(backend.socket(), Setup::queues(2));
+    let kick = |frontend: &Frontend, fd: BorrowedFd<'_>| {
+        assert_eq!(frontend.wire().ack(SET_VRING_KICK, &words(&[0]), &[fd]), 0);
+    };
+    // It can be polled, and is ready whenever it is.
+    let ready = File::open("/proc/sys/kernel/ostype").expect("every kernel has it");
+    for round in 0..40 {
+        kick(&frontend, ready.as_fd());
+        if round == 0 {
+            wait_until("no word of it", || lines(&backend, LINE) > 0);
+        }
+        // Given up meanwhile, or at least most of them.
+        frontend.assert_serves(1, 64, round);
+    }
+    frontend.stop_ring(0);
+    frontend.rings[0].reset();
+    frontend.start_ring(0, 0);
+    frontend.assert_serves(0, 0, 1);
+    drop(frontend);
+    backend.terminate();
+    assert_throttled(&backend, LINE, begun, 1);
+}
+
+#[test]
+fn a_front_end_that_takes_its_rings_memory_again_and_again_does_not_fill_the_log() {
+    let begun = Instant::now();
+    let mut backend = Serve::encrypted().start();
+    let mut frontend = Frontend::connect(backend.socket());
+    let mut without_rings = frontend.ram.infos();
+    without_rings.retain(|region| region.guest_phys_addr != RINGS_BASE);
+    for round in 0..20 {
+        frontend.messages.set_mem_table(&without_rings).expect("SET_MEM_TABLE");
+        frontend.share_memory();
+        frontend.assert_serves(0, 0, round);
+    }
+    drop(frontend);
+    backend.terminate();
+    assert_throttled(&backend, "took a running ring's memory", begun, 1);
+}
+
+#[test]
+fn in_flight_regions_that_are_forged_again_and_again_do_not_fill_the_log() {
+    let begun = Instant::now();
+    let mut backend = Serve::encrypted().start();
+    let connect = |backend: &Backend| {
+        Frontend::with(backend.socket(), Setup { keeps_inflight: true, ..Setup::default() })
+    };
+    let mut frontend = connect(&backend);
+    for round in 0..20 {
+        // A version of nobody's.
+        let Inflight { file, .. } = frontend.inflight.as_ref().expect("it is kept");
+        file.write_all_at(&[0x77; 2], 8).expect("write to the region");
+        frontend = frontend.resume(backend.socket());
+        frontend.assert_serves(0, 0, round);
+    }
+    drop(frontend);
+    // For rings that are larger than there are.
+    for _ in 0..20 {
+        let frontend = connect(&backend);
+        let mut wire = frontend.wire();
+        wire.send(GET_INFLIGHT_FD, 0, &[&words(&[0, 0])[..], &[1, 0, 0xff, 0xff, 0, 0, 0, 0]].concat(), &[]);
+        assert_eq!(wire.reply(), Reply::Closed);
+    }
+    backend.terminate();
+    assert_throttled(&backend, "the in-flight region is not about this ring", begun, 1);
+    assert_throttled(&backend, "cannot use the in-flight region", begun, 1);
+}
+
+#[test]
+fn a_guest_that_leaves_and_comes_back_again_and_again_does_not_fill_the_log() {
+    let begun = Instant::now();
+    let mut backend = Serve::encrypted().start();
+    let mut frontend = Frontend::connect(backend.socket());
+    let log = Log::up_to(128 << 20);
+    for round in 0..20 {
+        log.begin(&frontend);
+        let base = frontend.stop_ring(0);
+        crate::harness::log::end(&frontend);
+        frontend.start_ring(0, base);
+        frontend.assert_serves(0, 0, round);
+    }
+    drop(frontend);
+    backend.terminate();
+    for what in ["let go of the volume", "the volume is ours"] {
+        assert_throttled(&backend, what, begun, 1);
+    }
 }

@@ -15,7 +15,7 @@ pub(crate) const FLOORS: &[(&str, &[&str])] = &[
     ("guest", &[]),
     ("cipher", &["geometry", "locked"]),
     ("bench", &["cipher", "geometry"]),
-    ("io", &["geometry"]),
+    ("io", &["geometry", "throttle"]),
     ("keys", &["inherited", "locked"]),
     ("format", &["cipher", "geometry", "keys", "locked"]),
     ("virtio", &["geometry", "guest"]),

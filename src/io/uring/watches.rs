@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::super::Wake;
 use super::super::wakes::Wakes;
 use super::{Event, push};
+use crate::throttle::Throttle;
 
 /// How often in a row a descriptor may refuse to be polled.
 const MAX_FAILURES: usize = 10;
@@ -45,6 +46,8 @@ pub(super) struct Poll {
     armed: bool,
     /// How often in a row the poll ended with an error.
     failures: usize,
+    /// Of the lines that tell of descriptors that were given up, those before this one included.
+    complaints: Throttle,
 }
 
 /// A poll that is on its way out.
@@ -73,7 +76,9 @@ impl Watches {
             Self::ThroughEpoll { wakes, .. } => wakes.set(wake, fd)?,
             Self::Multishot { polls, retired } => {
                 let poll = &mut polls[wake as usize];
-                let new = Poll { fd, generation: poll.generation.wrapping_add(1), ..Poll::default() };
+                let generation = poll.generation.wrapping_add(1);
+                let complaints = std::mem::take(&mut poll.complaints);
+                let new = Poll { fd, generation, complaints, ..Poll::default() };
                 let old = std::mem::replace(poll, new);
                 if let (true, Some(fd)) = (old.armed, old.fd) {
                     let event = Event::Poll { index: wake as usize, generation: old.generation };
@@ -172,7 +177,9 @@ impl Poll {
                 return Err(io::Error::other("the kernel refuses to poll the control descriptor"));
             }
             // The front end's own doing: its kicks are not heard any more, and nobody else is concerned.
-            tracing::warn!("a kick descriptor cannot be waited on; ignoring it");
+            if let Some(not_shown_before) = self.complaints.admit() {
+                tracing::warn!(not_shown_before, "a kick descriptor cannot be waited on; ignoring it");
+            }
             self.fd = None;
             return Ok(true);
         }
