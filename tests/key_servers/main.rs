@@ -19,6 +19,7 @@ mod vault;
 #[test]
 fn the_servers_are_installed() {
     server::program("kmip", "pykmip-server");
+    server::program("openbao", "bao");
     server::program("openstack", "keystone-manage");
     let answer = std::process::Command::new("libvirtd").arg("--version").output();
     assert!(

@@ -68,15 +68,9 @@ pub fn free_port() -> u16 {
 
 /// The program `name` of what was installed as `environment`.
 pub fn program(environment: &str, name: &str) -> PathBuf {
-    installed(environment, name).unwrap_or_else(|| {
-        panic!("{environment}/bin/{name} is not there: run `scripts/install-tools key-servers`")
-    })
-}
-
-/// The same, if it is there.
-pub fn installed(environment: &str, name: &str) -> Option<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"));
     let path = target.join("key-servers").join(environment).join("bin").join(name);
-    path.exists().then_some(path)
+    assert!(path.exists(), "{} is not there: run `scripts/install-tools key-servers`", path.display());
+    path
 }
