@@ -14,39 +14,8 @@ mod cipher;
 #[path = "../../../src/geometry.rs"]
 mod geometry;
 
-/// Ordinary memory: interpreters know none that is locked, and these keys are no secret.
-mod locked {
-    use std::io;
-    use std::ops::{Deref, DerefMut};
-
-    pub(crate) struct Locked<T>(Box<T>);
-
-    impl<T> Locked<T> {
-        pub(crate) fn new(make: impl FnOnce() -> T) -> io::Result<Self> {
-            Ok(Self(Box::new(make())))
-        }
-    }
-
-    impl<T: Default> Locked<T> {
-        pub(crate) fn new_with<E>(fill: impl FnOnce(&mut T) -> Result<(), E>) -> Result<Self, E> {
-            let mut value = Self(Box::default());
-            fill(&mut value).map(|()| value)
-        }
-    }
-
-    impl<T> Deref for Locked<T> {
-        type Target = T;
-        fn deref(&self) -> &T {
-            &self.0
-        }
-    }
-
-    impl<T> DerefMut for Locked<T> {
-        fn deref_mut(&mut self) -> &mut T {
-            &mut self.0
-        }
-    }
-}
+#[path = "../../data-path-check/src/locked.rs"]
+mod locked;
 
 static KNOWN_ANSWERS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/known_answers"));
 
