@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use vhost::VhostBackend;
 
-use crate::harness::case::read_disk;
 use crate::harness::frontend::*;
 use crate::harness::load::Load;
 use crate::harness::log::Log;
@@ -18,12 +17,19 @@ use crate::harness::ring::wait_until;
 use crate::harness::wire::*;
 use crate::harness::*;
 
+/// All that a guest reads of its disk.
+fn read_disk(backend: &Backend) -> Vec<u8> {
+    const PART_BYTES: usize = 512 << 10;
+    let frontend = Frontend::connect(backend.socket());
+    let parts = (0..backend.volume.original.len() as u64 / 512).step_by(PART_BYTES / 512);
+    parts.flat_map(|sector| frontend.run(&Request::read(sector, PART_BYTES)).ok()).collect()
+}
+
 fn memory_is_bounded_with_all_queues_busy(serve: Serve) {
     const QUEUES: usize = 64;
     let mut backend = serve.queues(QUEUES).start();
     if backend.volume.is_luks() {
-        backend.volume.original =
-            read_disk(&Frontend::connect(backend.socket()), 0, backend.volume.original.len());
+        backend.volume.original = read_disk(&backend);
     }
     let setup = Setup { queues: QUEUES, queue_size: 64, data_bytes: 80 << 20, ..Setup::default() };
     // As much as there may be at once on each of them, requests of up to 64 KiB.

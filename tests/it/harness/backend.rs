@@ -113,7 +113,7 @@ impl Serve {
 
     /// A LUKS2 volume that cryptsetup made, with sectors of 4096 bytes and a disk of 4 MiB.
     pub fn luks2() -> Self {
-        Self::golden_luks("luks2-4096-argon2id.img.gz")
+        Self::golden_luks("luks2-4096-argon2id.img.gz").sector_bytes(4096)
     }
 
     /// A LUKS1 volume that cryptsetup made, with a disk of 4 MiB.
