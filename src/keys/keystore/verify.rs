@@ -1,11 +1,12 @@
 //! Checking a whole keystore.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use uuid::Uuid;
 
 use super::super::KeyState;
 use super::Keystore;
+use super::access::{Principal, Right};
 use super::audit::{self, AuditAnchor, AuditEntry, AuditEvent, AuditOutcome};
 use super::error::KeystoreError;
 use super::record::Record;
@@ -22,11 +23,20 @@ pub struct Verified {
     pub end: AuditAnchor,
 }
 
-/// The states of a key's versions, oldest first, as the audit log has them.
-type History = HashMap<Uuid, Vec<KeyState>>;
+/// What the audit log says that the keys are.
+type History = HashMap<Uuid, Past>;
+
+/// A key, as the audit log has it.
+#[derive(PartialEq, Eq)]
+struct Past {
+    /// Of its versions, oldest first.
+    states: Vec<KeyState>,
+    access: BTreeSet<(Principal, Right)>,
+}
 
 impl Keystore {
-    /// Checks the file, decrypts every version of every key, walks the whole audit log, and compares the two.
+    /// Checks the file, decrypts every version of every key, walks the whole audit log, and compares it with the keys and
+    /// with who may do what.
     ///
     /// `earlier` is the end of the log at an earlier check. With it, a keystore that was replaced by an older copy of itself
     /// is noticed, if the copy is from before that check. Without it, or for copies made since, nothing in the file
@@ -40,8 +50,9 @@ impl Keystore {
             let mut history = read_history(session, earlier)?;
             let (mut keys, mut versions) = (0, 0);
             Record::each(session, |record| {
-                let states: Vec<KeyState> = record.versions.iter().map(|version| version.state).collect();
-                if history.remove(&record.facts.id) != Some(states) {
+                let states = record.versions.iter().map(|version| version.state).collect();
+                let access = record.access().iter().cloned().collect();
+                if history.remove(&record.facts.id) != Some(Past { states, access }) {
                     return Err(KeystoreError::damaged(format!(
                         "key {} is not as the audit log says",
                         record.facts.id
@@ -73,7 +84,6 @@ fn check_file(session: &Session<'_>) -> Result<(), KeystoreError> {
     Ok(())
 }
 
-/// What the audit log says that the keys are.
 fn read_history(session: &Session<'_>, earlier: Option<&AuditAnchor>) -> Result<History, KeystoreError> {
     let mut history = History::new();
     let mut has_passed = earlier.is_none_or(|anchor| anchor.0.length == 0);
@@ -93,29 +103,40 @@ fn read_history(session: &Session<'_>, earlier: Option<&AuditAnchor>) -> Result<
 
 fn replay(history: &mut History, entry: &AuditEntry) -> Result<(), KeystoreError> {
     let impossible = || KeystoreError::damaged(format!("entry {} of the audit log cannot be", entry.seq));
-    let number = |version: Option<u32>| version.map(|version| version as usize);
-    match (entry.event, entry.key) {
-        (AuditEvent::Create | AuditEvent::Store, Some(key)) => {
-            history.insert(key, vec![KeyState::Active]);
-        }
-        (AuditEvent::Rotate, Some(key)) => {
-            let states = history.get_mut(&key).ok_or_else(impossible)?;
-            if let Some(state) = states.last_mut().filter(|state| **state == KeyState::Active) {
+    let Some(key) = entry.key else { return Ok(()) };
+    if matches!(entry.event, AuditEvent::Create | AuditEvent::Store) {
+        let access = Right::ALL.map(|right| (entry.principal.clone(), right));
+        history.insert(key, Past { states: vec![KeyState::Active], access: access.into() });
+        return Ok(());
+    }
+    let past = history.get_mut(&key).ok_or_else(impossible)?;
+    match entry.event {
+        AuditEvent::Rotate => {
+            if let Some(state) = past.states.last_mut().filter(|state| **state == KeyState::Active) {
                 *state = KeyState::Deactivated;
             }
-            states.push(KeyState::Active);
+            past.states.push(KeyState::Active);
         }
-        (AuditEvent::Destroy, Some(key)) => {
-            let states = history.get_mut(&key).ok_or_else(impossible)?;
-            match number(entry.version) {
-                None => states.fill(KeyState::Destroyed),
-                Some(version) => {
-                    let index = version.checked_sub(1).ok_or_else(impossible)?;
-                    *states.get_mut(index).ok_or_else(impossible)? = KeyState::Destroyed;
-                }
+        AuditEvent::Destroy => match entry.version {
+            None => past.states.fill(KeyState::Destroyed),
+            Some(version) => {
+                let index = (version as usize).checked_sub(1).ok_or_else(impossible)?;
+                *past.states.get_mut(index).ok_or_else(impossible)? = KeyState::Destroyed;
             }
+        },
+        AuditEvent::Grant => {
+            past.access.insert(whose(entry).ok_or_else(impossible)?);
+        }
+        AuditEvent::Revoke => {
+            past.access.remove(&whose(entry).ok_or_else(impossible)?);
         }
         _ => {}
     }
     Ok(())
+}
+
+/// The right that an entry is about, and who was given it or lost it.
+fn whose(entry: &AuditEntry) -> Option<(Principal, Right)> {
+    let (principal, right) = entry.detail.as_deref()?.split_once(' ')?;
+    Some((principal.parse().ok()?, right.parse().ok()?))
 }

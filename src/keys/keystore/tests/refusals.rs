@@ -305,6 +305,26 @@ fn an_older_copy_of_the_whole_file_is_noticed_with_an_anchor_only() {
     assert_damaged(keystore.verify(Some(&forged)), "another history");
 }
 
+/// One key's rights and seal as they once were, which is a genuine seal.
+#[test]
+fn rights_put_back_after_they_were_revoked_are_noticed() {
+    let (rig, keys) = lived_in();
+    let (id, other) = (&keys[0].id, Principal::User(4711));
+    rig.open().grant(id, &other, &[Right::Fetch].into()).unwrap();
+    let old = Rig { folder: fast_folder() };
+    fs::copy(rig.path(), old.path()).unwrap();
+    rig.open().revoke(id, &other, &[Right::Fetch].into()).unwrap();
+    rig.open().verify(None).unwrap();
+    rig.edit(&format!(
+        "ATTACH '{}' AS old; DELETE FROM access; INSERT INTO access SELECT * FROM old.access;
+         UPDATE key SET seal = (SELECT seal FROM old.key WHERE old.key.ordinal = main.key.ordinal);",
+        old.path().display()
+    ));
+    let keystore = rig.open();
+    assert!(keystore.access(id).unwrap().contains(&(other, Right::Fetch)), "the row by itself is genuine");
+    assert_damaged(keystore.verify(None), "rights that the audit log does not tell of");
+}
+
 #[test]
 fn an_old_row_put_back_after_a_rotation_is_noticed() {
     let (rig, keys) = lived_in();
