@@ -8,7 +8,6 @@
 //! UNSUPP; a chain that has no usable status byte comes back with used length 0; an available-ring entry that is
 //! no descriptor, or a head that is in flight already, is skipped; an impossible available index stops that queue
 //! until it is restarted, and no other.
-
 //!
 //! Every case is run on a volume without a header, and on LUKS volumes, whose header has to stay as it was.
 
