@@ -22,7 +22,7 @@ const AHEAD_UNITS: usize = 2;
 const RING_UNITS: usize = 4;
 
 /// How far ahead of its use data is asked for. Guest memory is in no cache as a rule, and a core looks only a unit or
-/// two ahead, which covers a quarter of the way to memory: on Zen 4, encrypting from there gets 25 % faster and
+/// two ahead, which covers a quarter of the way to memory: on Zen 3, encrypting from there gets 25 % faster and
 /// decrypting to there 10 %, and data in the cache no slower.
 const FETCH_AHEAD_BYTES: usize = 1024;
 
