@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
 use crate::harness::qemu::Running;
@@ -78,7 +78,7 @@ impl Rig {
     fn boot_target(&self, name: &str, qemu: &[&str]) -> (Machine, PathBuf) {
         let mut machine = self.boot(name, &self.target, &[&["-incoming", "defer"], qemu].concat());
         let socket = self.folder.path().join(name).join("migration");
-        machine.qmp.execute("migrate-incoming", json!({"uri": uri(&socket)}));
+        machine.execute("migrate-incoming", json!({"uri": uri(&socket)}));
         (machine, socket)
     }
 
@@ -101,27 +101,46 @@ fn uri(socket: &Path) -> String {
 }
 
 impl Machine {
+    /// Has QEMU execute a command, which must succeed, and returns what it returns.
+    fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        self.qmp.execute(command, arguments).unwrap_or_else(|why| self.guest.fail_over_monitor(&why))
+    }
+
+    /// Asks QEMU again and again, until the answer satisfies `holds`.
+    fn wait_until(&mut self, command: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        self.qmp.wait_until(command, what, holds).unwrap_or_else(|why| self.guest.fail_over_monitor(&why))
+    }
+
+    /// Waits until something holds that QEMU is not asked for, but must be there for.
+    fn wait_beside(&mut self, what: &str, holds: impl Fn(&Running) -> bool) {
+        let waited = self.qmp.wait_until("query-status", what, |_| holds(&self.guest));
+        waited.unwrap_or_else(|why| self.guest.fail_over_monitor(&why));
+    }
+
+    /// Waits until the migration has that status.
+    fn wait_for_migration(&mut self, status: &str) -> Value {
+        self.wait_until("query-migrate", status, |answer| answer["status"] == status)
+    }
+
     /// Begins a migration at so many bytes a second, and waits until a part of the memory has gone.
     fn begin_to_leave(&mut self, socket: &Path) {
-        self.qmp.execute("migrate-set-parameters", json!({"max-bandwidth": SLOW, "downtime-limit": 2000}));
-        self.qmp.execute("migrate", json!({"uri": uri(socket)}));
-        self.qmp.wait_until("query-migrate", "no memory goes", |answer| {
+        self.execute("migrate-set-parameters", json!({"max-bandwidth": SLOW, "downtime-limit": 2000}));
+        self.execute("migrate", json!({"uri": uri(socket)}));
+        self.wait_until("query-migrate", "no memory goes", |answer| {
             answer["ram"]["transferred"].as_u64().is_some_and(|bytes| bytes > SLOW)
         });
     }
 
     /// Lets the migration come to its end.
-    fn leave(mut self, target: &mut Machine) {
-        self.qmp.execute("migrate-set-parameters", json!({"max-bandwidth": 0}));
-        let answer = self.qmp.wait_for_migration("completed");
+    fn leave(mut self, target: &mut Self) {
+        self.execute("migrate-set-parameters", json!({"max-bandwidth": 0}));
+        let answer = self.wait_for_migration("completed");
         println!(
             "migrated: {} ms, of which the guest stood still for {} ms",
             answer["total-time"], answer["downtime"]
         );
-        target
-            .qmp
-            .wait_until("query-status", "the guest does not run", |answer| answer["status"] == "running");
-        self.qmp.execute("quit", json!({}));
+        target.wait_until("query-status", "the guest does not run", |answer| answer["status"] == "running");
+        self.execute("quit", json!({}));
         self.guest.wait_for_end();
     }
 }
@@ -133,18 +152,16 @@ fn migrated_under_load_after_a_cancelled_attempt() {
     let mut source = rig.boot_source();
     let (mut first, socket) = rig.boot_target("first", &[]);
     source.begin_to_leave(&socket);
-    source.qmp.execute("migrate_cancel", json!({}));
-    source.qmp.wait_for_migration("cancelled");
+    source.execute("migrate_cancel", json!({}));
+    source.wait_for_migration("cancelled");
     first.guest.wait_for_end();
-    source.qmp.execute(
+    source.execute(
         "object-add",
         json!({"qom-type": "memory-backend-memfd", "id": "more", "size": 256 << 20, "share": true}),
     );
-    source.qmp.execute("device_add", json!({"driver": "pc-dimm", "id": "dimm", "memdev": "more"}));
+    source.execute("device_add", json!({"driver": "pc-dimm", "id": "dimm", "memdev": "more"}));
     let rounds = source.guest.count("round");
-    source
-        .qmp
-        .wait_until("query-status", "the guest does not go on", |_| source.guest.count("round") > rounds);
+    source.wait_beside("the guest does not go on", |guest| guest.count("round") > rounds);
     let plugged = ["-object", MORE_MEMORY, "-device", "pc-dimm,id=dimm,memdev=more"];
     let (mut second, socket) = rig.boot_target("second", &plugged);
     source.begin_to_leave(&socket);
@@ -160,8 +177,7 @@ fn migrated_under_load_although_the_source_back_end_died() {
     let (mut target, socket) = rig.boot_target("target", &[]);
     source.begin_to_leave(&socket);
     rig.source.kill_and_start_again(Duration::from_millis(50));
-    let came_back = |rig: &Rig| rig.source.logged("VMM connected") > 1;
-    source.qmp.wait_until("query-status", "QEMU does not come back", |_| came_back(&rig));
+    source.wait_beside("QEMU does not come back", |_| rig.source.logged("VMM connected") > 1);
     source.leave(&mut target);
     rig.finish(target, false);
 }

@@ -186,6 +186,14 @@ impl Running {
         }
     }
 
+    /// Fails over what the monitor of this QEMU said, and tells how QEMU ended, should it have.
+    pub(crate) fn fail_over_monitor(&mut self, why: &str) -> ! {
+        match self.qemu.wait(Duration::from_secs(5)) {
+            Some(status) => self.fail(&format!("{why}; QEMU ended with {status}")),
+            None => self.fail(why),
+        }
+    }
+
     fn reported(&self) -> String {
         fs::read_to_string(&self.results).unwrap_or_default()
     }

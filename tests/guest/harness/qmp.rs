@@ -37,45 +37,55 @@ impl Qmp {
         stream.set_read_timeout(Some(LIMIT)).expect("a time-out that is not zero");
         let lines = BufReader::new(stream.try_clone().expect("a descriptor is left"));
         let mut qmp = Self { stream, lines };
-        qmp.next();
-        qmp.execute("qmp_capabilities", json!({}));
+        let greeting = qmp.next().and_then(|_| qmp.execute("qmp_capabilities", json!({})));
+        greeting.unwrap_or_else(|why| panic!("{why}"));
         qmp
     }
 
-    fn next(&mut self) -> Value {
+    fn next(&mut self) -> Result<Value, String> {
         let mut line = String::new();
-        self.lines.read_line(&mut line).expect("QEMU answers in time");
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("QEMU's monitor said '{line}': {error}"))
+        self.lines
+            .read_line(&mut line)
+            .map_err(|error| format!("QEMU's monitor does not answer: {error}"))?;
+        serde_json::from_str(&line).map_err(|error| format!("QEMU's monitor said '{line}': {error}"))
     }
 
-    /// Executes a command, which must succeed, and returns what it returns.
-    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Value {
+    /// Executes a command, and returns what it returns, or why it failed.
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
         let message = json!({"execute": command, "arguments": arguments});
-        writeln!(self.stream, "{message}").expect("QEMU's monitor is there");
+        // In one piece: QEMU executes a command at its last bracket, and is gone after `quit`.
+        let line = format!("{message}\n");
+        self.stream
+            .write_all(line.as_bytes())
+            .map_err(|error| format!("QEMU's monitor does not take {message}: {error}"))?;
         loop {
-            let mut answer = self.next();
-            assert!(answer.get("error").is_none(), "{message}: {answer}");
+            let mut answer = self.next()?;
+            if answer.get("error").is_some() {
+                return Err(format!("{message}: {answer}"));
+            }
             if let Some(value) = answer.get_mut("return") {
-                return value.take();
+                return Ok(value.take());
             }
         }
     }
 
     /// Asks `command` again and again, until the answer satisfies `holds`.
-    pub(crate) fn wait_until(&mut self, command: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_until(
+        &mut self,
+        command: &str,
+        what: &str,
+        holds: impl Fn(&Value) -> bool,
+    ) -> Result<Value, String> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let answer = self.execute(command, json!({}));
+            let answer = self.execute(command, json!({}))?;
             if holds(&answer) {
-                return answer;
+                return Ok(answer);
             }
-            assert!(Instant::now() < deadline, "{what}: {answer}");
+            if Instant::now() > deadline {
+                return Err(format!("{what}: {answer}"));
+            }
             sleep(Duration::from_millis(10));
         }
-    }
-
-    /// Waits until the migration has that status.
-    pub(crate) fn wait_for_migration(&mut self, status: &str) -> Value {
-        self.wait_until("query-migrate", status, |answer| answer["status"] == status)
     }
 }
