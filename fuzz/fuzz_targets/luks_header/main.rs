@@ -111,8 +111,8 @@ fn work_kib(header: &Description, slot: Option<u32>) -> u64 {
 fn try_passphrase(header: &Header, policy: &Policy, placement: Placement) {
     let passphrase = Secret::read_from(&b"a passphrase"[..]).expect("locked memory");
     let opened = header.unlock(policy, placement, &passphrase, EqualHalves::Refuse);
-    match opened.map(|_| ()).expect_err("there is no key") {
-        LuksError::WrongKey(_) | LuksError::Unlock(_) => {}
-        other => panic!("{other}"),
+    match opened.map(|_| ()) {
+        Err(LuksError::WrongKey(_) | LuksError::Unlock(_)) => {}
+        other => panic!("there is no key: {other:?}, {:#?}", header.description()),
     }
 }

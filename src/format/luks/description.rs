@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::error::LuksError;
 use super::metadata::{DigestObject, KdfObject, Keyslot, Metadata, SegmentObject};
-use super::on_disk::{CopyState, LUKS1_DIGEST_BYTES, Luks1, Luks2Copy, STRIPES, Version};
+use super::on_disk::{CopyState, DIGEST_SALT_BYTES, LUKS1_DIGEST_BYTES, Luks1, Luks2Copy, STRIPES, Version};
 use super::snapshot::HeaderSnapshot;
 use crate::geometry::SECTOR_BYTES;
 
@@ -162,6 +162,8 @@ pub struct KeyDigest {
     pub kdf: Kdf,
     /// Its length; none if it is missing or no Base64.
     pub digest_bytes: Option<usize>,
+    /// The length of its salt; none if it is missing or no Base64.
+    pub salt_bytes: Option<usize>,
     /// The segments whose key it checks.
     pub segments: Vec<u32>,
 }
@@ -211,6 +213,7 @@ impl Description {
             id: 0,
             kdf: kdf(header.digest_iterations),
             digest_bytes: Some(LUKS1_DIGEST_BYTES),
+            salt_bytes: Some(DIGEST_SALT_BYTES),
             segments: vec![0],
         };
         Ok(Self {
@@ -363,7 +366,8 @@ impl Kdf {
 impl KeyDigest {
     fn new(id: u32, digest: &DigestObject) -> Self {
         let kdf = Kdf::pbkdf2(&digest.kind, digest.hash.as_ref(), digest.iterations);
-        let decoded = digest.digest.as_ref().and_then(|text| Base64::decode_vec(text).ok());
-        Self { id, kdf, digest_bytes: decoded.map(|bytes| bytes.len()), segments: digest.segments.clone() }
+        let length = |text: &Option<String>| Some(Base64::decode_vec(text.as_ref()?).ok()?.len());
+        let (digest_bytes, salt_bytes) = (length(&digest.digest), length(&digest.salt));
+        Self { id, kdf, digest_bytes, salt_bytes, segments: digest.segments.clone() }
     }
 }

@@ -117,6 +117,9 @@ pub(super) struct DigestObject {
     /// In Base64.
     #[serde(default)]
     pub(super) digest: Option<String>,
+    /// In Base64.
+    #[serde(default)]
+    pub(super) salt: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -23,6 +23,8 @@ const LUKS1_SLOTS: usize = 8;
 pub(super) const LUKS1_HEADER_BYTES: usize = 592;
 /// Bytes of the digest of a volume key in LUKS1, whatever hash makes it, and where LUKS2 was converted from LUKS1.
 pub(super) const LUKS1_DIGEST_BYTES: usize = 20;
+/// Bytes of the salt of a volume key's digest.
+pub(super) const DIGEST_SALT_BYTES: usize = 32;
 /// Each LUKS1 slot spreads its key over as many stripes.
 pub(super) const STRIPES: u32 = 4000;
 /// Key material of all slots ends within this: 2 MiB are usual for the longest keys that there are.

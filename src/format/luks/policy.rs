@@ -4,7 +4,7 @@
 use super::description::{Description, Kdf, KeyDigest, Segment, Slot};
 use super::expectations::Expectations;
 use super::kdf_limits::KdfLimits;
-use super::on_disk::{LUKS1_DIGEST_BYTES, STRIPES};
+use super::on_disk::{DIGEST_SALT_BYTES, LUKS1_DIGEST_BYTES, STRIPES};
 use super::refusal::{Refusal, Refusals, is_null};
 use crate::cipher::{CipherSpec, IvMode, IvNumbering};
 use crate::format::{PayloadExtent, payload_geometry};
@@ -114,8 +114,8 @@ fn check_state(header: &Description, refusals: &mut Vec<Refusal>) {
     }
 }
 
-/// A digest must have the length that its hash makes, or LUKS1's. Of any other, libcryptsetup (2.6.1) says of every
-/// key that it matches.
+/// A digest must have the length that its hash makes, or LUKS1's, and a salt of the one length that salts have. With any
+/// other, libcryptsetup (2.6.1) says of every key that it matches.
 fn check_digest(digest: &KeyDigest, refusals: &mut Vec<Refusal>) {
     let Kdf::Pbkdf2 { hash, .. } = &digest.kdf else { return };
     let made_bytes = match hash.as_str() {
@@ -130,6 +130,9 @@ fn check_digest(digest: &KeyDigest, refusals: &mut Vec<Refusal>) {
     let digest_bytes = digest.digest_bytes;
     if digest_bytes != Some(LUKS1_DIGEST_BYTES) && digest_bytes != Some(made_bytes) {
         refusals.push(Refusal::Digest { digest: digest.id, digest_bytes, hash: hash.clone() });
+    }
+    if digest.salt_bytes != Some(DIGEST_SALT_BYTES) {
+        refusals.push(Refusal::DigestSalt { digest: digest.id, salt_bytes: digest.salt_bytes });
     }
 }
 

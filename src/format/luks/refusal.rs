@@ -5,7 +5,7 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::expectations::ExpectedCipher;
-use super::on_disk::Version;
+use super::on_disk::{DIGEST_SALT_BYTES, Version};
 use crate::format::FormatError;
 
 const CIPHERS: &str = "aes-xts-plain64 and aes-xts-plain";
@@ -79,6 +79,11 @@ pub enum Refusal {
          the right one", .digest_bytes.unwrap_or(0)
     )]
     Digest { digest: u32, digest_bytes: Option<usize>, hash: String },
+    #[error(
+        "the salt of the volume key's digest {digest} has {} bytes, not {DIGEST_SALT_BYTES}: any key could pass for the \
+         right one", .salt_bytes.unwrap_or(0)
+    )]
+    DigestSalt { digest: u32, salt_bytes: Option<usize> },
     #[error("no digest says whether the volume key is the right one")]
     NoDigest,
     #[error("no key slot {0} holds the volume's key (--key-slot)")]

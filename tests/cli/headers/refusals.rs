@@ -262,6 +262,22 @@ fn digests_that_every_key_matches() {
     }
 }
 
+/// Of such salts as well.
+#[test]
+fn digests_whose_salts_make_every_key_match() {
+    let salt = |salt: Value| luks2_with(|json| json["digests"]["0"]["salt"] = salt);
+    for bytes in [0, 1, 16, 31, 33, 64] {
+        let image = salt(Base64::encode_string(&vec![0; bytes]).into());
+        refused(&image, &format!("the salt of the volume key's digest 0 has {bytes} bytes"));
+    }
+    refused(&salt("not Base64!".into()), "has 0 bytes");
+    for value in [json!({}), json!([]), json!(5)] {
+        refused(&salt(value), "not valid");
+    }
+    refused_with(|json| drop(json["digests"]["0"].as_object_mut().unwrap().remove("salt")), "has 0 bytes");
+    refused(&salt(Base64::encode_string(&[0; 32]).into()), "opens no key slot");
+}
+
 #[test]
 fn areas_that_overlap() {
     let image = luks2_with(|json| {
