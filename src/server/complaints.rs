@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 
+use super::tenure::TenureError;
 use crate::throttle::SharedThrottle;
 
 /// The disk's, whichever VMM is connected.
@@ -16,6 +17,8 @@ pub(super) struct Complaints {
     durability: SharedThrottle,
     taken: SharedThrottle,
     let_go: SharedThrottle,
+    stuck: SharedThrottle,
+    unmeasured: SharedThrottle,
 }
 
 impl Complaints {
@@ -60,6 +63,24 @@ impl Complaints {
                 %error,
                 "what was written before this VMM connected may not be durable"
             );
+        }
+    }
+
+    /// The volume cannot be had, or not be let go of.
+    pub(super) fn stuck(&self, error: &TenureError, what: &str) {
+        // When the queues' threads are gone, so is the process.
+        if matches!(error, TenureError::Gone(_)) {
+            return;
+        }
+        if let Some(not_shown_before) = self.stuck.admit() {
+            tracing::error!(not_shown_before, error = error as &dyn std::error::Error, "{what}");
+        }
+    }
+
+    /// The volume was taken, and whether it has grown cannot be told.
+    pub(super) fn unmeasured(&self, error: &dyn Display) {
+        if let Some(not_shown_before) = self.unmeasured.admit() {
+            tracing::warn!(not_shown_before, %error, "the disk keeps its size");
         }
     }
 

@@ -282,7 +282,11 @@ impl Device {
     /// # Errors
     /// When the volume cannot be had.
     pub(super) fn take(&self, threads: &[QueueThread]) -> Result<(), TenureError> {
-        if !self.tenure.take(threads)? {
+        let taken = self.tenure.take(threads);
+        if let Err(error) = &taken {
+            self.complaints.stuck(error, "the guest cannot go on here");
+        }
+        if !taken? {
             return Ok(());
         }
         self.complaints.taken(self.tenure.path());
@@ -293,7 +297,7 @@ impl Device {
             }
             Ok(_) => Ok(()),
             Err(error) => {
-                tracing::warn!(%error, "the disk keeps its size");
+                self.complaints.unmeasured(&error);
                 Ok(())
             }
         }
@@ -305,11 +309,13 @@ impl Device {
     /// # Errors
     /// When it is not durable. The volume is still ours then, and nobody else can go on with what was lost.
     pub(super) fn let_go(&self, threads: &[QueueThread]) -> Result<(), TenureError> {
-        self.sync().map_err(TenureError::NotDurable)?;
-        if self.tenure.let_go(threads)? {
-            self.complaints.let_go(self.tenure.path());
+        let let_go = self.sync().map_err(TenureError::NotDurable).and_then(|()| self.tenure.let_go(threads));
+        match &let_go {
+            Ok(true) => self.complaints.let_go(self.tenure.path()),
+            Ok(false) => {}
+            Err(error) => self.complaints.stuck(error, "the guest cannot be handed over"),
         }
-        Ok(())
+        let_go.map(drop)
     }
 
     /// Has the word of a failed `fdatasync` outlive a crash, in that region, and takes over what a predecessor has left

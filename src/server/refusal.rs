@@ -33,10 +33,7 @@ impl From<StartError> for VhostUserError {
             StartError::Gone(gone) => gone.into(),
             // Most front ends start rings without asking whether they did. Without a connection they notice, and those
             // that come back try again.
-            StartError::Volume(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the guest cannot go on here");
-                Self::BackendInternalError
-            }
+            StartError::Volume(_) => Self::BackendInternalError,
             StartError::Queue(_)
             | StartError::Ring(_)
             | StartError::Descriptor(_)

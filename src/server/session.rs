@@ -96,10 +96,7 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         // The reply would say that the guest can go on. Without a connection the VMM has to deal with that.
-        self.device.let_go(self.rings.threads()).map_err(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "the guest cannot be handed over");
-            VhostUserError::BackendInternalError
-        })
+        self.device.let_go(self.rings.threads()).map_err(|_| VhostUserError::BackendInternalError)
     }
 
     /// Leaves word of the write cache for a successor: front ends that come back do not tell of it again.
