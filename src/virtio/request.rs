@@ -409,10 +409,9 @@ impl RangeRules {
 
 /// A range of whole logical blocks inside the disk, or the status that says that it is not one.
 fn checked_range(sector: u64, len_bytes: u64, disk: &DiskView) -> Result<SectorRange, Status> {
-    let block_bytes = u64::from(disk.logical_block.bytes());
     let offset_bytes = sector.checked_mul(SECTOR_BYTES).ok_or(Status::IoError)?;
     let end = offset_bytes.checked_add(len_bytes).ok_or(Status::IoError)?;
-    let whole = offset_bytes.is_multiple_of(block_bytes) && len_bytes.is_multiple_of(block_bytes);
+    let whole = (offset_bytes | len_bytes) & disk.logical_block.mask() == 0;
     if !whole || end > disk.geometry.capacity_bytes {
         return Err(Status::IoError);
     }

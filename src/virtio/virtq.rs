@@ -257,7 +257,7 @@ impl Virtq {
     pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<Head>, RingError> {
         // Bounded by what is there now: the driver may go on adding.
         for _ in 0..self.new_entries()? {
-            let entry = 2 + usize::from(self.next_available % self.size);
+            let entry = 2 + self.place(self.next_available);
             // SAFETY: the available area was checked for 2 + size entries.
             let head = u16::from_le(unsafe { self.available.add(entry).read_volatile() });
             self.next_available = self.next_available.wrapping_add(1);
@@ -369,7 +369,7 @@ impl Virtq {
     pub fn complete(&mut self, head: Head, written_bytes: u32) {
         let index = head.0;
         std::mem::forget(head);
-        let element = 2 + 4 * usize::from(self.next_used % self.size);
+        let element = 2 + 4 * self.place(self.next_used);
         // SAFETY: the used area was checked for `size` elements of four 16-bit words behind the two of its
         // head, and for 4-byte alignment.
         unsafe {
@@ -436,6 +436,11 @@ impl Virtq {
             self.used_flags().store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
             self.mark_used_flags();
         }
+    }
+
+    /// Where an index, which counts on for ever, lies in a ring: its size is a power of two.
+    fn place(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
     }
 
     fn is_in_flight(&self, head: u16) -> bool {
