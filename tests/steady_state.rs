@@ -10,7 +10,7 @@ use guest::{Guest, InFlight};
 fn serving_requests_allocates_nothing() {
     for (kind, name) in [(0, "read"), (1, "write"), (4, "flush"), (8, "get-id")] {
         for tracking in [InFlight::Tracked, InFlight::Forgotten] {
-            let mut guest = Guest::new(kind, true, tracking);
+            let mut guest = Guest::new(kind, 4096, true, tracking);
             guest.run(64);
             let allocations = allocation_counter::measure(|| (0..100).for_each(|_| guest.run(48)));
             assert_eq!(allocations.count_total, 0, "{name}, {tracking:?}: {allocations:?}");

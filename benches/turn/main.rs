@@ -1,5 +1,6 @@
 //! One turn of the worker: everything between a guest's ring and storage but the storage, which is memory here.
-//! Time for each 4 KiB request, with the cipher and without, in batches as a guest at that queue depth makes them.
+//! Time for each request, with the cipher and without, in batches as a guest at that queue depth makes them. Requests of
+//! 512 bytes are hardly copied, so what they take is what the worker does with any request.
 //!
 //! With `--count JOB BATCHES` it runs that many batches of one job and measures nothing: `scripts/count-instructions`
 //! looks on. `--jobs` lists them.
@@ -19,6 +20,7 @@ use guest::{Guest, InFlight};
 struct Job {
     /// As virtio-blk numbers kinds.
     kind: u32,
+    len_bytes: u32,
     encrypted: bool,
     tracking: InFlight,
     batch: u16,
@@ -26,17 +28,26 @@ struct Job {
 
 impl Job {
     fn all() -> impl Iterator<Item = Self> {
+        const VARIANTS: [(u32, bool, InFlight); 4] = [
+            (4096, true, InFlight::Tracked),
+            (4096, false, InFlight::Tracked),
+            (4096, false, InFlight::Forgotten),
+            (512, false, InFlight::Tracked),
+        ];
         [0, 1].into_iter().flat_map(|kind| {
-            [(true, InFlight::Tracked), (false, InFlight::Tracked), (false, InFlight::Forgotten)]
-                .into_iter()
-                .flat_map(move |(encrypted, tracking)| {
-                    [1, 32].map(|batch| Self { kind, encrypted, tracking, batch })
-                })
+            VARIANTS.into_iter().flat_map(move |(len_bytes, encrypted, tracking)| {
+                [1, 32].map(|batch| Self { kind, len_bytes, encrypted, tracking, batch })
+            })
         })
     }
 
     fn group(self) -> &'static str {
-        if self.kind == 0 { "turn/read 4 KiB" } else { "turn/write 4 KiB" }
+        match (self.kind, self.len_bytes) {
+            (0, 4096) => "turn/read 4 KiB",
+            (0, _) => "turn/read 512 B",
+            (_, 4096) => "turn/write 4 KiB",
+            _ => "turn/write 512 B",
+        }
     }
 
     fn what(self) -> &'static str {
@@ -52,7 +63,7 @@ impl Job {
     }
 
     fn guest(self) -> Guest {
-        Guest::new(self.kind, self.encrypted, self.tracking)
+        Guest::new(self.kind, self.len_bytes, self.encrypted, self.tracking)
     }
 }
 
