@@ -76,7 +76,9 @@ impl Kmip {
              client.open()\n{script}\n"
         );
         let ended = Command::new(program("kmip", "python")).args(["-c", &script]).output().unwrap();
-        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        // The last line of a traceback says what happened.
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{}\n{said}", said.lines().last().unwrap_or_default());
         String::from_utf8(ended.stdout).unwrap().split_whitespace().map(KeyId::new).collect()
     }
 

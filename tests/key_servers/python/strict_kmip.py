@@ -8,7 +8,7 @@ import os
 import time
 
 from kmip.core import enums, exceptions
-from kmip.services.server import engine, server
+from kmip.services.server import engine, monitor, server
 
 
 def stricter(name, check):
@@ -50,6 +50,14 @@ def trap(operation):
     return check
 
 
+def start(self):
+    """Reads the policies before the server listens; PyKMIP does so a second later, and refuses what they allow until then."""
+    self.scan_policies()
+    super(monitor.PolicyDirectoryMonitor, self).start()
+
+
+monitor.PolicyDirectoryMonitor.start = start
+monitor.PolicyDirectoryMonitor.run = lambda self: self.halt_trigger.wait()
 stricter("_process_create", trap("create"))
 stricter("_process_create", length)
 stricter("_process_register", length)
