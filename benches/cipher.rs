@@ -5,6 +5,7 @@
 //! `cargo bench --bench cipher`, or only some of it: `cargo bench --bench cipher -- 'aes-256/4096/65536'`.
 
 use std::hint::black_box;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit, consts::U16};
@@ -153,6 +154,49 @@ fn far(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What a large read from page cache can cost at best: the least that every server of the disk has to do, and nothing else.
+/// One that does not encrypt reads into the guest's memory; one that does, into a slot first.
+fn page_cache(criterion: &mut Criterion) {
+    const SLOT_BYTES: usize = 128 << 10;
+    const GUEST_BYTES: usize = 16 << 20;
+    const FILE_BYTES: usize = 256 << 20;
+    let file = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).expect("memory");
+    let file = std::fs::File::from(file);
+    for start in (0..FILE_BYTES).step_by(GUEST_BYTES) {
+        file.write_all_at(&vec![0x5a; GUEST_BYTES], start as u64).expect("memory");
+    }
+    let (mut guest, mut slot) = (vec![0x5a_u8; GUEST_BYTES], vec![0_u8; SLOT_BYTES]);
+    let key = VolumeKey::new(&key(64), EqualHalves::Refuse).expect("a good key");
+    let iv = IvNumbering { mode: IvMode::Plain64, offset_sectors: 0, large_sectors: false };
+    let mut group = criterion.benchmark_group("aes-256/page-cache");
+    group.throughput(Throughput::Bytes(SLOT_BYTES as u64));
+    let mut start = 0;
+    let mut next = || {
+        start = (start + SLOT_BYTES) % FILE_BYTES;
+        (start as u64, start % GUEST_BYTES)
+    };
+    group.bench_function("read", |b| {
+        b.iter(|| {
+            let (from, to) = next();
+            file.read_exact_at(&mut guest[to..][..SLOT_BYTES], from).expect("in the file");
+        });
+    });
+    group.bench_function("read to a slot", |b| {
+        b.iter(|| file.read_exact_at(&mut slot, next().0).expect("in the file"));
+    });
+    for sector_size in SECTOR_SIZES {
+        let xts = Xts::new(&key, sector_size, iv).expect("a numbering for these sectors");
+        group.bench_function(format!("read to a slot and decrypt, sectors {}", sector_size.bytes()), |b| {
+            b.iter(|| {
+                let (from, to) = next();
+                file.read_exact_at(&mut slot, from).expect("in the file");
+                xts.decrypt_to(SectorNumber(0), &slot, &mut guest[to..][..SLOT_BYTES]);
+            });
+        });
+    }
+    group.finish();
+}
+
 fn short() -> Criterion {
     Criterion::default()
         .warm_up_time(Duration::from_millis(50))
@@ -161,5 +205,5 @@ fn short() -> Criterion {
         .configure_from_args()
 }
 
-criterion_group! { name = benches; config = short(); targets = aes_xts, far }
+criterion_group! { name = benches; config = short(); targets = aes_xts, far, page_cache }
 criterion_main!(benches);
