@@ -154,8 +154,8 @@ fn far(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What a large read from page cache can cost at best: the least that every server of the disk has to do, and nothing else.
-/// One that does not encrypt reads into the guest's memory; one that does, into a slot first.
+/// What a large read from page cache costs without a server around it: one that does not encrypt reads into the guest's
+/// memory; one that does, into a slot first.
 fn page_cache(criterion: &mut Criterion) {
     const SLOT_BYTES: usize = 128 << 10;
     const GUEST_BYTES: usize = 16 << 20;
