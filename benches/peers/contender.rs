@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::FallocateFlags;
 use tempfile::TempDir;
 
 use super::client::Client;
@@ -16,12 +17,13 @@ use super::measurement::Machine;
 const SEALBLK: &str = env!("CARGO_BIN_EXE_sealblk");
 const QSD: &str = "qemu-storage-daemon";
 const START_PATIENCE: Duration = Duration::from_secs(20);
+/// How much of a file is allocated at a time by [`allocate_alternately`].
+const ALLOCATION_BYTES: u64 = 1 << 20;
 
 /// A back end.
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
-    /// Makes the volume.
-    prepare: fn(&Site) -> io::Result<()>,
+    make_volume: fn(&Site) -> io::Result<()>,
     command: fn(&Site) -> Command,
     program: &'static str,
 }
@@ -30,19 +32,19 @@ pub(crate) struct Contender {
 pub(crate) const CONTENDERS: [Contender; 6] = [
     Contender {
         name: "sealblk LUKS2, sectors 4096",
-        prepare: |site| site.format(&["--type", "luks2", "--sector-size", "4096"]),
+        make_volume: |site| site.format(&["--type", "luks2", "--sector-size", "4096"]),
         command: |site| site.sealblk(&["--key", &site.key_reference()]),
         program: SEALBLK,
     },
     Contender {
         name: "sealblk LUKS1, sectors 512",
-        prepare: |site| site.format(&["--type", "luks1"]),
+        make_volume: |site| site.format(&["--type", "luks1"]),
         command: |site| site.sealblk(&["--key", &site.key_reference()]),
         program: SEALBLK,
     },
     Contender {
         name: "sealblk unencrypted",
-        prepare: Site::make_raw,
+        make_volume: Site::make_raw,
         command: |site| {
             site.sealblk(&["--format", "none", "--insecure", "plaintext", "--sector-size", "4096"])
         },
@@ -50,13 +52,13 @@ pub(crate) const CONTENDERS: [Contender; 6] = [
     },
     Contender {
         name: "qemu-storage-daemon raw",
-        prepare: Site::make_raw,
+        make_volume: Site::make_raw,
         command: |site| site.qsd(&[], "file"),
         program: QSD,
     },
     Contender {
         name: "qemu-storage-daemon LUKS",
-        prepare: |site| site.format(&["--type", "luks1"]),
+        make_volume: |site| site.format(&["--type", "luks1"]),
         command: |site| {
             let secret = format!("secret,id=key,file={}", site.key().display());
             site.qsd(
@@ -68,7 +70,7 @@ pub(crate) const CONTENDERS: [Contender; 6] = [
     },
     Contender {
         name: "glued crates, XTS",
-        prepare: Site::make_raw,
+        make_volume: Site::make_raw,
         command: |site| {
             let mut command = Command::new(std::env::current_exe().expect("a process knows its program"));
             command.arg("--serve-glue").args([site.socket(), site.image(), site.key()]);
@@ -87,8 +89,12 @@ impl Contender {
         (!found).then(|| format!("no {} here: scripts/install-guest-tools", self.program))
     }
 
+    /// Makes the volume.
+    pub(crate) fn prepare(&self, site: &Site) -> io::Result<()> {
+        (self.make_volume)(site)
+    }
+
     pub(crate) fn start(&self, site: Site, machine: &Machine) -> io::Result<Running> {
-        (self.prepare)(&site)?;
         let plain = (self.command)(&site);
         let mut command = Command::new("taskset");
         command.args(["--cpu-list", &machine.back_end_cpus]).arg(plain.get_program()).args(plain.get_args());
@@ -146,6 +152,26 @@ fn connect(site: &Site, back_end: &mut KilledOnDrop) -> io::Result<Client> {
             }
         }
     }
+}
+
+/// Allocates the disks' files, each in turn a piece of each.
+///
+/// A kernel gives away its scattered pages first, and a file on a tmpfs whose pages follow each other in memory is read
+/// and written up to twice as fast as one of scattered pages: files made one after the other would not be alike.
+pub(crate) fn allocate_alternately<'a>(sites: impl Iterator<Item = &'a Site>) -> io::Result<()> {
+    let open = |site: &Site| File::options().write(true).open(site.image());
+    let files: Vec<File> = sites.map(open).collect::<io::Result<_>>()?;
+    let sizes: Vec<u64> = files.iter().map(|file| Ok(file.metadata()?.len())).collect::<io::Result<_>>()?;
+    let longest_bytes = sizes.iter().copied().max().unwrap_or(0);
+    for offset_bytes in (0..longest_bytes).step_by(ALLOCATION_BYTES as usize) {
+        for (file, size_bytes) in files.iter().zip(&sizes) {
+            let len = size_bytes.saturating_sub(offset_bytes).min(ALLOCATION_BYTES);
+            if len > 0 {
+                rustix::fs::fallocate(file, FallocateFlags::empty(), offset_bytes, len)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The files of one served disk.

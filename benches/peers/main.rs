@@ -103,18 +103,23 @@ fn main() -> io::Result<()> {
 
 /// Starts every back end that this machine has, and sees that its disk keeps what is written to it.
 fn start(options: &Options, machine: &Machine) -> io::Result<Vec<Running>> {
-    let mut running = Vec::new();
+    let mut prepared = Vec::new();
     for contender in CONTENDERS.iter().filter(|contender| contender.name.contains(&options.back_end)) {
         if let Some(missing) = contender.missing() {
             println!("not measured: {} ({missing})", contender.name);
             continue;
         }
         let site = Site::new(&options.folder, options.size_mib << 20, options.queues)?;
-        let mut one = contender.start(site, machine)?;
-        one.client.verify()?;
-        running.push(one);
+        contender.prepare(&site)?;
+        prepared.push((contender, site));
     }
-    Ok(running)
+    contender::allocate_alternately(prepared.iter().map(|(_, site)| site))?;
+    let started = prepared.into_iter().map(|(contender, site)| {
+        let mut running = contender.start(site, machine)?;
+        running.client.verify()?;
+        Ok(running)
+    });
+    started.collect()
 }
 
 fn save(report: &Report, folder: &Path) -> io::Result<()> {
