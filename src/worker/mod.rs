@@ -56,8 +56,9 @@ use crate::virtio::wire::{self, Status};
 
 /// Most requests of one queue that are under way at once.
 const MAX_REQUESTS: u32 = 256;
-/// Most requests taken in one turn: storage is not kept waiting while a full ring is encrypted.
-const MAX_TAKEN_PER_TURN: usize = 32;
+/// Most requests taken in one turn: storage is not kept waiting while a full ring is encrypted, nor is the driver, which
+/// makes new ones meanwhile. Were it all that a driver has in the air, each would wait for the other.
+const MAX_TAKEN_PER_TURN: usize = 16;
 /// Operations that are handed to the kernel without waiting for more.
 const SUBMIT_BATCH: usize = 16;
 /// Pieces of this size are handed over by themselves, and looked after at once: when storage answers right away, their
