@@ -23,8 +23,8 @@ pub use stack::lock_stack;
 /// The smallest page of any machine that we run on.
 const PAGE_BYTES_MIN: usize = 4096;
 
-/// More stack than any function that handles a secret at start-up uses.
-const DEAD_STACK_BYTES: usize = 16 * 1024;
+/// More stack than any function that handles a secret uses: the most is what encrypts with the `aes` crate on AVX-512.
+const DEAD_STACK_BYTES: usize = 32 * 1024;
 
 /// A value alone on its own pages, which are locked in memory, excluded from core dumps and forks, and wiped
 /// when it is dropped. `Debug` shows nothing of it.
