@@ -478,7 +478,8 @@ struct SocketFile {
 
 impl SocketFile {
     fn at(path: &Path) -> Option<Self> {
-        let metadata = std::fs::symlink_metadata(path).ok()?;
+        // One that was removed between being found and being looked at has changed as well.
+        let metadata = std::fs::symlink_metadata(path).ok().filter(|metadata| metadata.nlink() > 0)?;
         Some(Self { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()) })
     }
 }
