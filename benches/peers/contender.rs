@@ -23,7 +23,8 @@ const ALLOCATION_BYTES: u64 = 1 << 20;
 /// A back end.
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
-    make_volume: fn(&Site) -> io::Result<()>,
+    /// Makes the volume.
+    pub(crate) prepare: fn(&Site) -> io::Result<()>,
     command: fn(&Site) -> Command,
     program: &'static str,
 }
@@ -32,19 +33,19 @@ pub(crate) struct Contender {
 pub(crate) const CONTENDERS: [Contender; 6] = [
     Contender {
         name: "sealblk LUKS2, sectors 4096",
-        make_volume: |site| site.format(&["--type", "luks2", "--sector-size", "4096"]),
+        prepare: |site| site.format(&["--type", "luks2", "--sector-size", "4096"]),
         command: |site| site.sealblk(&["--key", &site.key_reference()]),
         program: SEALBLK,
     },
     Contender {
         name: "sealblk LUKS1, sectors 512",
-        make_volume: |site| site.format(&["--type", "luks1"]),
+        prepare: |site| site.format(&["--type", "luks1"]),
         command: |site| site.sealblk(&["--key", &site.key_reference()]),
         program: SEALBLK,
     },
     Contender {
         name: "sealblk unencrypted",
-        make_volume: Site::make_raw,
+        prepare: Site::make_raw,
         command: |site| {
             site.sealblk(&["--format", "none", "--insecure", "plaintext", "--sector-size", "4096"])
         },
@@ -52,13 +53,13 @@ pub(crate) const CONTENDERS: [Contender; 6] = [
     },
     Contender {
         name: "qemu-storage-daemon raw",
-        make_volume: Site::make_raw,
+        prepare: Site::make_raw,
         command: |site| site.qsd(&[], "file"),
         program: QSD,
     },
     Contender {
         name: "qemu-storage-daemon LUKS",
-        make_volume: |site| site.format(&["--type", "luks1"]),
+        prepare: |site| site.format(&["--type", "luks1"]),
         command: |site| {
             let secret = format!("secret,id=key,file={}", site.key().display());
             site.qsd(
@@ -70,7 +71,7 @@ pub(crate) const CONTENDERS: [Contender; 6] = [
     },
     Contender {
         name: "glued crates, XTS",
-        make_volume: Site::make_raw,
+        prepare: Site::make_raw,
         command: |site| {
             let mut command = Command::new(std::env::current_exe().expect("a process knows its program"));
             command.arg("--serve-glue").args([site.socket(), site.image(), site.key()]);
@@ -89,11 +90,7 @@ impl Contender {
         (!found).then(|| format!("no {} here: scripts/install-guest-tools", self.program))
     }
 
-    /// Makes the volume.
-    pub(crate) fn prepare(&self, site: &Site) -> io::Result<()> {
-        (self.make_volume)(site)
-    }
-
+    /// Serves the volume that was prepared at `site`.
     pub(crate) fn start(&self, site: Site, machine: &Machine) -> io::Result<Running> {
         let plain = (self.command)(&site);
         let mut command = Command::new("taskset");

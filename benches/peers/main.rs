@@ -110,7 +110,7 @@ fn start(options: &Options, machine: &Machine) -> io::Result<Vec<Running>> {
             continue;
         }
         let site = Site::new(&options.folder, options.size_mib << 20, options.queues)?;
-        contender.prepare(&site)?;
+        (contender.prepare)(&site)?;
         prepared.push((contender, site));
     }
     contender::allocate_alternately(prepared.iter().map(|(_, site)| site))?;
